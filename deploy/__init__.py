@@ -1,0 +1,1 @@
+"""Launching and watching runs: configuration, local launcher, live view, report."""

@@ -1,0 +1,1 @@
+"""Learner: receive, advantage, pack, loss, step, publish; and, as a process of its own, the broker."""

@@ -1,0 +1,1 @@
+"""The broker: a CPU process that owns tasks, leases, verify jobs, scored groups and membership."""

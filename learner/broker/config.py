@@ -1,0 +1,65 @@
+"""The broker's options: tasks, sampling, and the admission-controlled stream."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from learner.config import RunConfig
+from protocol.options import option
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """Where tasks come from."""
+
+    name: str = option("addition", "`addition`, `reasoning_gym/<family>`, or `file`")
+    files: list[str] = option(
+        [], "JSONL or parquet files for `task.name=file`: prompt, reward, reference, free metadata"
+    )
+    reward: str = option("", "reward expression such as `0.5*accuracy + 0.5*format`; empty: the source's own")
+    template: str = option(
+        "plain", "how the prompt is put to the model: `plain`, `r1`, or a text with `{prompt}` in it"
+    )
+    digits: int = option(2, "addition: digits of each operand")
+    size: int = option(0, "tasks in an epoch for generators; 0: endless")
+    epochs: int = option(0, "times a finite source is repeated; 0: without end")
+    shuffle: bool = option(True, "shuffle a file's tasks anew each epoch")
+    params: dict[str, str] = option({}, "reasoning_gym: parameters of the family, as `task.params.min_terms=3`")
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplingConfig:
+    """How completions are sampled; actors and learner both learn it from the broker."""
+
+    temperature: float = option(1.0, "sampling temperature, applied in the learner's logprobs too")
+    top_p: float = option(1.0, "nucleus sampling; below 1 biases the importance weights and is refused")
+    max_tokens: int = option(256, "longest completion, in tokens")
+    stop: list[str] = option([], "texts that end a completion")
+
+
+@dataclass(kw_only=True, slots=True)
+class StreamConfig:
+    """Groups, staleness and deadlines."""
+
+    group_size: int = option(8, "rollouts a task (G)")
+    groups_per_step: int = option(32, "groups a learner step")
+    max_staleness: int = option(2, "learner steps between sampling a token and training on it, at most; 0: synchronous")
+    lease_seconds: float = option(600.0, "time a lease may take before its missing samples go to another actor")
+    lease_attempts: int = option(3, "leases a group may use up before it is dropped as `lease_expired`")
+    verify_seconds: float = option(10.0, "time a check may take before its worker is killed")
+    verify_attempts: int = option(3, "times a void check is tried before its sample is dropped")
+    heartbeat_seconds: float = option(1.0, "every role speaks at least this often")
+    silence_seconds: float = option(30.0, "a peer silent for longer is taken for dead")
+
+
+@dataclass(kw_only=True, slots=True)
+class BrokerRoot:
+    """All that `python -m learner.broker` reads."""
+
+    broker: str = option("tcp://127.0.0.1:5555", "address to listen on; `tcp://127.0.0.1:*` takes a free port")
+    metrics_port: int = option(0, "port of /metrics, /targets and /status; 0: a free one")
+    model: str = option(MISSING, "HF checkpoint directory, told to every actor that joins")
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)

@@ -1,0 +1,88 @@
+"""The learner's options. Every option carries its help in `metadata`, from which the README's table is generated."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from protocol.options import option
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """The run: shared by the broker and the learner, which keep its files."""
+
+    name: str = option("run", "name of the run")
+    dir: str = option("runs/${.name}", "directory for metrics, checkpoints, logs and the report")
+    seed: int = option(0, "seed of task order, sampling and SFT shuffling")
+
+
+@dataclass(kw_only=True, slots=True)
+class LossConfig:
+    """The policy loss; formulas in `learner/losses.py`."""
+
+    name: str = option("ppo_clip", "policy loss: `ppo_clip` or `cispo`")
+    advantage: str = option("grpo", "group-relative advantage: `grpo`, `dr_grpo` or `rloo`")
+    correction: str = option("tis_token", "off-policy correction: `tis_token` or `none`")
+    aggregation: str = option(
+        "token_mean", "`token_mean`, `seq_mean_token_mean`, `seq_mean_token_sum_norm`, `prompt_mean`"
+    )
+    proximal: str = option(
+        "recompute", "trust-region anchor of ppo_clip: `recompute` (learner) or `behaviour` (sampler)"
+    )
+    clip_low: float = option(0.2, "ppo_clip: lower clip ε")
+    clip_high: float = option(0.28, "ppo_clip: upper clip ε")
+    dual_clip: float = option(3.0, "ppo_clip: bound c on the loss of negative advantages; 0 turns it off")
+    cispo_cap: float = option(5.0, "cispo: cap c of the importance weight")
+    tis_cap: float = option(2.0, "tis_token: cap C of the importance weight")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then constant."""
+
+    lr: float = option(1e-6, "learning rate")
+    warmup_steps: int = option(5, "steps of linear warm-up")
+    beta1: float = option(0.9, "AdamW β1")
+    beta2: float = option(0.95, "AdamW β2")
+    eps: float = option(1e-8, "AdamW ε")
+    weight_decay: float = option(0.0, "AdamW weight decay")
+    max_grad_norm: float = option(1.0, "gradient norm above which gradients are scaled down")
+
+
+@dataclass(kw_only=True, slots=True)
+class LearnerConfig:
+    """The training loop."""
+
+    steps: int = option(100, "optimizer steps at most")
+    target_reward: float = option(
+        0.0, "stop early when the mean reward over `target_window` steps reaches this; 0: never"
+    )
+    target_window: int = option(4, "steps over which `target_reward` is averaged")
+    ranks: int = option(1, "FSDP2 ranks that the local launcher starts (torchrun sets it otherwise)")
+    device: str = option("auto", "`auto`, `cpu` or `cuda`")
+    param_dtype: str = option(
+        "float32", "compute dtype of FSDP2 mixed precision: `float32` or `bfloat16`; masters are float32"
+    )
+    tokens_per_micro_batch: int = option(16384, "padded tokens (prompt and completion) of one forward pass on one rank")
+    logprob_chunk: int = option(1024, "completion tokens whose logits exist at the same time")
+    publish_dtype: str = option("", "dtype of published weights; empty: as in the master weights")
+    versions_kept: int = option(3, "weight versions served to actors at the same time")
+    batch_wait_seconds: float = option(
+        600.0, "longest wait for a batch before the learner gives up with the broker's reason"
+    )
+    checkpoint_every: int = option(0, "save an HF checkpoint every so many steps; 0: only the final one")
+    samples_per_step: int = option(8, "rollouts written to samples.jsonl each step")
+    threads: int = option(0, "torch threads; 0: torch decides")
+
+
+@dataclass(kw_only=True, slots=True)
+class LearnerRoot:
+    """All that `python -m learner` reads."""
+
+    broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
+    metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
+    model: str = option(MISSING, "HF checkpoint directory to train from")
+    run: RunConfig = field(default_factory=RunConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

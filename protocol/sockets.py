@@ -1,0 +1,125 @@
+"""The two ends of every hop: a `Router` that many peers connect to, and the `Dealer` that each peer holds.
+
+Neither blocks without a limit, neither keeps an unbounded queue by itself (what may be in flight is bounded by the
+credits in the messages: leases, rooms, batch requests), and neither ever raises for what a peer sent: a message that
+cannot be taken is handed back as a `Rejected`, with the peer and the field, and the socket goes on.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+from protocol.codec import MAX_FRAME_BYTES, decode, encode
+from protocol.errors import MalformedMessage
+from protocol.messages import Message
+
+CLOSE_LINGER_MS = 1000  # a Goodbye still gets out; nothing waits longer than this at the end
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A message that could not be taken: its text names the field and the peer."""
+
+    peer: bytes
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"message from {self.peer.hex()} rejected: {self.field}: {self.problem}"
+
+
+class _Endpoint:
+    """What both ends share: one socket, polled with a time-out, closed once."""
+
+    def __init__(self, kind: int) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+        self.socket.setsockopt(zmq.LINGER, CLOSE_LINGER_MS)
+        self.socket.setsockopt(zmq.SNDHWM, 0)  # bounded by credit, see above; a mark would drop or block in silence
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+
+    def readable(self, timeout: float) -> bool:
+        """Whether a message is there within `timeout` seconds."""
+        return bool(self.socket.poll(max(0, round(timeout * 1000)), zmq.POLLIN))
+
+    def fileno(self) -> int:
+        """Lets the endpoint be registered in a `zmq.Poller` beside others."""
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def close(self) -> None:
+        """Close the socket; what was sent last still leaves for up to a second."""
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Router(_Endpoint):
+    """The bound end. `address` is where it listens, with the port that was chosen for `tcp://host:*`."""
+
+    def __init__(self, bind: str) -> None:
+        super().__init__(zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
+        try:
+            self.socket.bind(bind)
+        except zmq.ZMQError as error:
+            self.socket.close(0)
+            raise OSError(f"cannot listen on {bind}: {error}; choose another address or port") from None
+        self.address: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, peer: bytes, message: Message) -> bool:
+        """Queue `message` for `peer`; False when that peer is gone."""
+        try:
+            self.socket.send_multipart([peer, *encode(message)], copy=False)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        return True
+
+    def receive(self, timeout: float = 0.0) -> tuple[bytes, Message | Rejected] | None:
+        """The next message and its peer, or None after `timeout` seconds."""
+        if not self.readable(timeout):
+            return None
+        peer, *frames = self.socket.recv_multipart(copy=False)
+        return bytes(peer.buffer), _decoded(bytes(peer.buffer), frames)
+
+
+class Dealer(_Endpoint):
+    """The connecting end."""
+
+    def __init__(self, connect: str) -> None:
+        super().__init__(zmq.DEALER)
+        try:
+            self.socket.connect(connect)
+        except zmq.ZMQError as error:
+            self.socket.close(0)
+            raise ValueError(
+                f"cannot connect to {connect!r}: {error}; give an address such as tcp://host:5555"
+            ) from None
+        self.peer = connect.encode()
+
+    def send(self, message: Message) -> None:
+        """Queue `message`."""
+        self.socket.send_multipart(encode(message), copy=False)
+
+    def receive(self, timeout: float = 0.0) -> Message | Rejected | None:
+        """The next message, or None after `timeout` seconds."""
+        if not self.readable(timeout):
+            return None
+        return _decoded(self.peer, self.socket.recv_multipart(copy=False))
+
+
+def _decoded(peer: bytes, frames: list[Any]) -> Message | Rejected:
+    try:
+        return decode([frame.buffer for frame in frames])
+    except MalformedMessage as error:
+        return Rejected(peer, error.field, error.problem)

@@ -1,0 +1,1 @@
+"""Verifier: a pool of disposable workers that judge completions under a deadline."""
