@@ -5,7 +5,7 @@ from typing import Any
 
 
 def option(default: Any, doc: str) -> Any:
-    """A dataclass field with its one-line help in `metadata["doc"]`; a list or dict default is copied for each instance."""
+    """A dataclass field with its one-line help in `metadata["doc"]`; list and dict defaults are copied."""
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata={"doc": doc})
     return field(default=default, metadata={"doc": doc})
