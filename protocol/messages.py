@@ -273,10 +273,14 @@ class Goodbye:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequest:
-    """Actor → broker: I have room for `room` more rollouts. Replaces what I said before; 0 takes it back."""
+    """Actor → broker: lease me rollouts while I owe you fewer than `capacity`. Said once, and again when it changes.
+
+    A total and not what is left: the broker knows what it leased, so that nothing depends on messages that cross.
+    0 takes it back: the actor drains.
+    """
 
     kind: ClassVar[str] = "lease_request"
-    room: Count
+    capacity: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,10 +325,10 @@ class LeaseFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
-    """Verifier → broker: I can take `room` more jobs. Replaces what I said before."""
+    """Verifier → broker: send me jobs while I owe you fewer than `capacity`, counted as in `LeaseRequest`."""
 
     kind: ClassVar[str] = "verify_request"
-    room: Count
+    capacity: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,9 @@ class StreamConfig:
     max_staleness: int = option(2, "learner steps between sampling a token and training on it, at most; 0: synchronous")
     lease_seconds: float = option(600.0, "time a lease may take before its missing samples go to another actor")
     lease_attempts: int = option(3, "leases a group may use up before it is dropped as `lease_expired`")
+    drops_in_a_row: int = option(
+        256, "groups dropped without one finished in between, after which the run ends with an error"
+    )
     verify_seconds: float = option(10.0, "time a check may take before its worker is killed")
     verify_attempts: int = option(3, "times a void check is tried before its sample is dropped")
     heartbeat_seconds: float = option(1.0, "every role speaks at least this often")
@@ -63,3 +66,34 @@ class BrokerRoot:
     task: TaskConfig = field(default_factory=TaskConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+
+
+def check(config: BrokerRoot) -> None:
+    """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    stream, sampling = config.stream, config.sampling
+    if stream.group_size < 2:
+        raise ValueError(f"stream.group_size={stream.group_size}: a group-relative advantage needs at least 2 rollouts")
+    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row"):
+        if getattr(stream, name) < 1:
+            raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
+    for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds"):
+        if getattr(stream, name) <= 0:
+            raise ValueError(f"stream.{name}={getattr(stream, name)}: must be more than 0 seconds")
+    if stream.max_staleness < 0:
+        raise ValueError(f"stream.max_staleness={stream.max_staleness}: must be 0 (synchronous) or more")
+    if stream.silence_seconds < 3 * stream.heartbeat_seconds:
+        raise ValueError(
+            f"stream.silence_seconds={stream.silence_seconds}: must be at least three heartbeats "
+            f"({stream.heartbeat_seconds} s each), or healthy peers are taken for dead"
+        )
+    if sampling.temperature <= 0:
+        raise ValueError(
+            f"sampling.temperature={sampling.temperature}: must be above 0; greedy rollouts of a group are all equal "
+            "and teach nothing"
+        )
+    if sampling.top_p != 1.0:
+        raise ValueError(
+            f"sampling.top_p={sampling.top_p}: only 1.0 is taken: a cut-off distribution biases every importance weight"
+        )
+    if sampling.max_tokens < 1:
+        raise ValueError(f"sampling.max_tokens={sampling.max_tokens}: must be at least 1")

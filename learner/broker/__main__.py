@@ -1,0 +1,66 @@
+"""`python -m learner.broker model=… task.name=… broker=tcp://127.0.0.1:5555`: the broker of one run."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from learner.broker.config import BrokerRoot, check
+from learner.broker.http import StatusServer
+from learner.broker.service import Broker
+from learner.broker.tasks import open_tasks
+from protocol.sockets import Router
+
+log = logging.getLogger("broker")
+
+ConfigStore.instance().store(name="broker_schema", node=BrokerRoot)
+
+
+@hydra.main(version_base="1.3", config_path="../../deploy/conf", config_name="broker")
+def main(tree: DictConfig) -> None:
+    """Listen, say where in RUN/broker.json, serve until the run is over."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, BrokerRoot)
+    try:
+        check(config)
+        tasks = open_tasks(config.task, config.run.seed)
+        router = Router(config.broker)
+    except (ValueError, OSError) as error:
+        sys.exit(f"broker: {error}")
+    host = urlsplit(router.address).hostname or "127.0.0.1"
+    http = StatusServer(host, config.metrics_port)
+    address_file = Path(config.run.dir) / "broker.json"
+    _write(address_file, {"broker": router.address, "http": http.address, "pid": os.getpid()})
+    broker = Broker(config, tasks, router, http)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(
+            number, lambda received, _: broker.end(f"broker got {signal.Signals(received).name}", finished=False)
+        )
+    log.info("listening on %s, status at %s/status", router.address, http.address)
+    try:
+        over = broker.run()
+    finally:
+        address_file.unlink(missing_ok=True)
+        http.close()
+        router.close()
+    sys.exit(0 if over.finished else f"broker: the run ended early: {over.reason}")
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    """Write `content` so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    main()
