@@ -69,7 +69,7 @@ class Group:
 
 
 def sample_seeds(run_seed: int, group_id: int, group_size: int) -> tuple[int, ...]:
-    """A seed for each sample: a function of run, group and index alone, so that whoever samples it gets the same tokens."""
+    """A seed for each sample, by run, group and index alone: whoever samples it gets the same tokens."""
     return tuple(
         int.from_bytes(hashlib.blake2b(f"{run_seed}/{group_id}/{index}".encode(), digest_size=6).digest(), "big")
         for index in range(group_size)

@@ -170,6 +170,9 @@ class Broker:
 
     @_on.register
     def _(self, message: BatchRequest, peer: Peer) -> None:
+        if message.policy_version != self.stream.version:
+            problem = f"asks for the batch of {message.policy_version}, the stream stands at {self.stream.version}"
+            raise InvalidEvent("policy_version", problem)
         self.batch_wanted = message.policy_version
 
     @_on.register
@@ -226,13 +229,17 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
-        actors = [peer for peer in self.members.of("actor") if peer.capacity]
-        while actors:
-            peer = max(actors, key=lambda actor: actor.capacity - self.stream.samples_held(actor.name))
-            lease = self.stream.grant(peer.name, peer.capacity, now())
-            if lease is None:
-                return
-            self.router.send(peer.identity, lease)
+        while any(self._grant_lease(peer) for peer in sorted(self.members.of("actor"), key=self._room, reverse=True)):
+            pass
+
+    def _room(self, actor: Peer) -> int:
+        return actor.capacity - self.stream.samples_held(actor.name)
+
+    def _grant_lease(self, actor: Peer) -> bool:
+        lease = self.stream.grant(actor.name, actor.capacity, now())
+        if lease is not None:
+            self.router.send(actor.identity, lease)
+        return lease is not None
 
     def _assign_jobs(self) -> None:
         verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
@@ -301,8 +308,11 @@ class Broker:
 
     def _targets(self) -> list[dict[str, object]]:
         """Prometheus HTTP service discovery: every live process, this one included."""
-        own = {"targets": [self.http.address.removeprefix("http://")], "labels": _labels("broker", "broker", self.spec)}
-        return [own] + [
+        own: dict[str, object] = {
+            "targets": [self.http.address.removeprefix("http://")],
+            "labels": _labels("broker", "broker", self.spec),
+        }
+        others: list[dict[str, object]] = [
             {
                 "targets": [f"{peer.hello.host}:{peer.hello.metrics_port}"],
                 "labels": _labels(peer.hello.role, peer.name, self.spec),
@@ -310,6 +320,7 @@ class Broker:
             for peer in self.members
             if peer.hello.metrics_port
         ]
+        return [own, *others]
 
 
 def _labels(role: str, name: str, spec: RunSpec) -> dict[str, str]:

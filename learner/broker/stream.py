@@ -1,8 +1,8 @@
 """The stream of groups, as a state machine without sockets and without a clock.
 
-    task ── grant ──► leased ── rollout_done ──► verifying ── verdict ──► ready ── batch ──► handed out ── consumed ──► gone
-                        ▲  │                        ▲  │
-                        └──┘ actor lost, overdue    └──┘ verifier lost, void
+    task ─ grant ─► leased ─ rollout_done ─► verifying ─ verdict ─► ready ─ batch ─► handed out ─ consumed ─► gone
+                    ▲  │                      ▲  │
+                    └──┘ actor lost, overdue  └──┘ verifier lost, void
 
 Every lease ends once: its group is consumed, or dropped with a counted reason. Each public method is one event; it
 changes the state by its arguments alone (time comes in as `now`), so that a journal of the calls replays to the same
@@ -182,10 +182,8 @@ class Stream:
         if rollout.sample_index >= len(group.samples):
             raise InvalidEvent("rollout.sample_index", f"{rollout.sample_index} in a group of {len(group.samples)}")
         if rollout.version_spans[0].version < group.lease_version:
-            raise InvalidEvent(
-                "rollout.version_spans",
-                f"begin at version {rollout.version_spans[0].version}, the lease asks for {group.lease_version} or newer",
-            )
+            begin = rollout.version_spans[0].version
+            raise InvalidEvent("rollout.version_spans", f"begin at {begin}, the lease asks for {group.lease_version}")
         sample = group.samples[rollout.sample_index]
         if sample.state not in (SampleState.LEASED, SampleState.PENDING):
             self.counts["duplicates"] += 1
