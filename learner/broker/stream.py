@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from learner.broker.admission import admitted, due, limit
+from learner.broker.admission import in_time, limit
 from learner.broker.config import StreamConfig
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
 from protocol.messages import (
@@ -158,12 +158,7 @@ class Stream:
         return group
 
     def _may_grant(self) -> bool:
-        return admitted(
-            self.granted,
-            version=self.version,
-            max_staleness=self.config.max_staleness,
-            groups_per_step=self.config.groups_per_step,
-        )
+        return self.granted < self.admission_limit
 
     def rollout_done(self, message: RolloutDone) -> None:
         """A completion has arrived; it goes on to verification. A second copy of it is counted and forgotten."""
@@ -306,19 +301,20 @@ class Stream:
             raise InvalidEvent("policy_version", f"the learner asks for {policy_version} but stands at {self.version}")
         if self._handed_out is None:
             chosen = [group for group in self.groups.values() if group.finished][: self.config.groups_per_step]
-            if self._overdue_groups() or len(chosen) < self.config.groups_per_step:
+            if len(chosen) < self.config.groups_per_step or not self._in_time_without(chosen):
                 return None
             self._handed_out = (policy_version, tuple(group.group_id for group in chosen))
         return tuple(self.groups[group_id].as_message() for group_id in self._handed_out[1])
 
-    def _overdue_groups(self) -> list[int]:
-        """Unfinished groups that must be in the next batch, see `learner.broker.admission`."""
-        return [
-            group.group_id
-            for group in self.groups.values()
-            if not group.finished
-            and due(group.lease_version, version=self.version, max_staleness=self.config.max_staleness)
-        ]
+    def _in_time_without(self, chosen: Sequence[Group]) -> bool:
+        """Whether the groups that a batch of `chosen` leaves behind can still be consumed in time."""
+        taken = {group.group_id for group in chosen}
+        return in_time(
+            (group.lease_version for group in self.groups.values() if group.group_id not in taken),
+            version=self.version,
+            max_staleness=self.config.max_staleness,
+            groups_per_step=self.config.groups_per_step,
+        )
 
     def consumed(self, policy_version: int, group_ids: Sequence[int]) -> None:
         """The learner trained the batch and stands at `policy_version` now."""

@@ -1,0 +1,395 @@
+"""The stream's invariants, against a random world of actors, verifiers and a learner on a simulated clock."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.broker.config import StreamConfig
+from learner.broker.stream import InvalidEvent, Stream
+from protocol.messages import (
+    Lease,
+    LeaseFailed,
+    Rollout,
+    RolloutDone,
+    Task,
+    Verdict,
+    VerifyDone,
+    VerifyJob,
+    VersionSpan,
+)
+
+
+class EndlessTasks:
+    """A task for every index, up to `size`."""
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def task(self, index: int) -> Task | None:
+        if self.size is not None and index >= self.size:
+            return None
+        return Task(task_id=str(index), prompt="p", reward="format", reference="")
+
+
+def fingerprint(version: int) -> str:
+    return f"f{version}"
+
+
+def rollout(lease: Lease, sample: int, versions: list[int]) -> RolloutDone:
+    """A completion with one token of each version."""
+    return RolloutDone(
+        lease_id=lease.lease_id,
+        rollout=Rollout(
+            group_id=lease.group_id,
+            sample_index=sample,
+            prompt_ids=np.array([1], dtype=np.int32),
+            token_ids=np.zeros(len(versions), dtype=np.int32),
+            behaviour_logprobs=np.zeros(len(versions), dtype=np.float32),
+            version_spans=tuple(VersionSpan(version=v, tokens=1, fingerprint=fingerprint(v)) for v in versions),
+            finish_reason="stop",
+            text="t",
+        ),
+    )
+
+
+def verdict(reward: float | None = 1.0) -> Verdict:
+    return Verdict(reward=reward, parts={}, reason="", seconds=0.0)
+
+
+def new_stream(size: int | None = None, **options: float) -> Stream:
+    stream = Stream(EndlessTasks(size), StreamConfig(**options), seed=0)  # type: ignore[arg-type]
+    stream.published(0, fingerprint(0))
+    return stream
+
+
+def finish(stream: Stream, lease: Lease, version: int | None = None) -> None:
+    """Deliver all samples of a lease and judge them."""
+    for sample in lease.sample_indexes:
+        stream.rollout_done(rollout(lease, sample, [lease.min_version if version is None else version]))
+    while job := stream.assign("v", 1000):
+        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict()))
+
+
+@dataclass
+class World:
+    """Random latencies, deaths and voids around a stream; what happened to each sample is written down."""
+
+    stream: Stream
+    chance: random.Random
+    death_rate: float
+    void_rate: float
+    actors: dict[str, list[Lease]] = field(default_factory=dict)
+    verifiers: dict[str, list[VerifyJob]] = field(default_factory=dict)
+    trained: list[int] = field(default_factory=list)
+    oldest: int = 0
+    now: float = 0.0
+
+    def turn(self) -> None:
+        """A little time passes, and each role does something or nothing."""
+        self.now += self.chance.random()
+        self.stream.overdue(self.now)
+        for name in list(self.actors):
+            self.act(name)
+        for name in list(self.verifiers):
+            self.verify(name)
+        self.learn()
+
+    def act(self, name: str) -> None:
+        held = self.actors[name]
+        if self.chance.random() < self.death_rate:
+            self.stream.actor_lost(name)
+            del self.actors[name]
+            self.actors[f"a{self.chance.random()}"] = []
+            return
+        while lease := self.stream.grant(name, 8, self.now):
+            held.append(lease)
+        for lease in list(held):
+            for sample in lease.sample_indexes:
+                if self.chance.random() < 0.3:
+                    versions = range(lease.min_version, self.stream.version + 1)
+                    first = self.chance.choice(versions)
+                    self.stream.rollout_done(rollout(lease, sample, list(range(first, self.stream.version + 1))))
+            if self.chance.random() < 0.2:
+                held.remove(lease)
+
+    def verify(self, name: str) -> None:
+        held = self.verifiers[name]
+        while job := self.stream.assign(name, 5):
+            held.append(job)
+        if self.chance.random() < self.death_rate:
+            self.stream.verifier_lost(name)
+            held.clear()
+        while held and self.chance.random() < 0.7:
+            job = held.pop(self.chance.randrange(len(held)))
+            reward = None if self.chance.random() < self.void_rate else 1.0
+            self.stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
+
+    def learn(self) -> None:
+        version = self.stream.version
+        groups = self.stream.batch(version)
+        if groups is None or self.chance.random() < 0.5:
+            return
+        assert len(groups) == self.stream.config.groups_per_step
+        ids = [group.group_id for group in groups]
+        assert ids == sorted(ids)
+        for group in groups:
+            assert len({scored.rollout.sample_index for scored in group.scored}) == len(group.scored) >= 2
+            for scored in group.scored:
+                self.oldest = max(self.oldest, version - int(scored.rollout.token_versions.min()))
+        self.trained += ids
+        self.stream.published(version + 1, fingerprint(version + 1))
+        self.stream.consumed(version + 1, ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    max_staleness=st.integers(0, 4),
+    groups_per_step=st.integers(1, 5),
+    group_size=st.integers(2, 10),
+    death_rate=st.sampled_from([0.0, 0.02, 0.2]),
+    void_rate=st.sampled_from([0.0, 0.1, 0.6]),
+)
+def test_no_token_is_older_than_allowed_and_every_group_ends_once(
+    seed: int, max_staleness: int, groups_per_step: int, group_size: int, death_rate: float, void_rate: float
+) -> None:
+    stream = new_stream(
+        max_staleness=max_staleness,
+        groups_per_step=groups_per_step,
+        group_size=group_size,
+        lease_seconds=20.0,
+        lease_attempts=5,
+    )
+    world = World(stream, random.Random(seed), death_rate, void_rate)
+    world.actors = {f"a{index}": [] for index in range(3)}
+    world.verifiers = {f"v{index}": [] for index in range(2)}
+    steps = 6
+    for _ in range(20_000):
+        world.turn()
+        if stream.version >= steps:
+            break
+    assert stream.version == steps, f"stuck: {stream.waiting_for}"
+    assert world.oldest <= max_staleness
+    assert len(world.trained) == len(set(world.trained)) == steps * groups_per_step
+    live = set(stream.groups)
+    assert not live & set(world.trained)
+    stream.close()
+    leased = stream._next_task
+    assert leased == stream.consumed_groups + sum(stream.dropped.values())
+    assert stream.granted == stream.consumed_groups
+    assert not stream.leases
+
+
+def test_admission_stops_at_the_bound_and_moves_with_the_learner() -> None:
+    stream = new_stream(max_staleness=1, groups_per_step=2, group_size=2)
+    leases = [stream.grant("a", 1000, 0.0) for _ in range(5)]
+    assert [lease is not None for lease in leases] == [True] * 4 + [False]
+    for lease in leases[:4]:
+        assert lease is not None
+        finish(stream, lease)
+    groups = stream.batch(0)
+    assert groups is not None
+    stream.published(1, fingerprint(1))
+    stream.consumed(1, [group.group_id for group in groups])
+    more = [stream.grant("a", 1000, 0.0) for _ in range(3)]
+    assert [lease is not None for lease in more] == [True, True, False]
+    assert more[0] is not None
+    assert more[0].min_version == 1
+
+
+def test_nothing_is_leased_before_the_first_weights() -> None:
+    stream = Stream(EndlessTasks(), StreamConfig(), seed=0)
+    assert stream.grant("a", 1000, 0.0) is None
+    assert "first weights" in stream.waiting_for
+
+
+def test_the_batch_waits_for_a_straggler_that_would_become_too_old() -> None:
+    stream = new_stream(max_staleness=1, groups_per_step=1, group_size=2)
+    straggler, quick = stream.grant("a", 10, 0.0), stream.grant("a", 10, 0.0)
+    assert straggler is not None
+    assert quick is not None
+    finish(stream, quick)
+    first = stream.batch(0)
+    assert first is not None, "at version 0 the straggler may still wait one step"
+    assert first[0].group_id == quick.group_id
+    stream.published(1, fingerprint(1))
+    stream.consumed(1, [quick.group_id])
+    third = stream.grant("a", 10, 0.0)
+    assert third is not None
+    finish(stream, third)
+    assert stream.batch(1) is None
+    finish(stream, straggler)
+    second = stream.batch(1)
+    assert second is not None
+    assert second[0].group_id == straggler.group_id
+
+
+def test_only_the_missing_samples_of_a_dead_actors_lease_are_leased_again_with_the_same_seeds() -> None:
+    stream = new_stream(groups_per_step=1, group_size=4)
+    lease = stream.grant("a", 4, 0.0)
+    assert lease is not None
+    stream.rollout_done(rollout(lease, 1, [0]))
+    stream.actor_lost("a")
+    again = stream.grant("b", 4, 0.0)
+    assert again is not None
+    assert again.group_id == lease.group_id
+    assert again.sample_indexes == (0, 2, 3)
+    assert again.seeds == tuple(lease.seeds[index] for index in (0, 2, 3))
+
+
+def test_a_late_rollout_of_an_overdue_lease_counts_once() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, lease_seconds=5.0)
+    late = stream.grant("slow", 4, 0.0)
+    assert late is not None
+    assert [lease.actor for lease in stream.overdue(6.0)] == ["slow"]
+    again = stream.grant("quick", 4, 6.0)
+    assert again is not None
+    finish(stream, late)
+    finish(stream, again)
+    assert stream.counts["rollouts"] == 2
+    assert stream.counts["duplicates"] == 2
+    groups = stream.batch(0)
+    assert groups is not None
+    assert len(groups[0].scored) == 2
+
+
+def test_a_group_whose_leases_keep_expiring_is_dropped_with_its_reason() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, lease_seconds=1.0, lease_attempts=2)
+    for attempt in range(2):
+        lease = stream.grant("a", 2, attempt * 10.0)
+        assert lease is not None
+        assert lease.group_id == 0
+        stream.overdue(attempt * 10.0 + 2.0)
+    assert stream.dropped == {"lease_expired": 1}
+    replacement = stream.grant("a", 2, 30.0)
+    assert replacement is not None
+    assert replacement.group_id == 1
+
+
+def test_an_impossible_prompt_drops_its_group_and_a_run_of_them_is_noticed() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=0)
+    for _ in range(3):
+        lease = stream.grant("a", 2, 0.0)
+        assert lease is not None
+        stream.lease_failed(LeaseFailed(lease_id=lease.lease_id, reason="prompt_too_long", detail=""))
+    assert stream.dropped == {"prompt_too_long": 3}
+    assert stream.drops_in_a_row == 3
+    lease = stream.grant("a", 2, 0.0)
+    assert lease is not None
+    finish(stream, lease)
+    assert stream.drops_in_a_row == 0
+
+
+def test_void_is_tried_again_and_never_becomes_a_reward() -> None:
+    stream = new_stream(groups_per_step=1, group_size=3, verify_attempts=2)
+    lease = stream.grant("a", 3, 0.0)
+    assert lease is not None
+    for sample in range(3):
+        stream.rollout_done(rollout(lease, sample, [0]))
+    first = [stream.assign("v", 10) for _ in range(3)]
+    for job, reward in zip(first, [None, 1.0, 0.0], strict=True):
+        assert job is not None
+        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
+    assert stream.batch(0) is None
+    again = stream.assign("v", 10)
+    assert again is not None
+    stream.verify_done(VerifyDone(job_id=again.job_id, verdict=verdict(None)))
+    groups = stream.batch(0)
+    assert groups is not None
+    assert [scored.rollout.sample_index for scored in groups[0].scored] == [1, 2]
+    assert stream.counts["void_verdicts"] == 2
+
+
+def test_a_group_with_fewer_than_two_rewards_is_dropped_as_void() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, verify_attempts=1)
+    lease = stream.grant("a", 2, 0.0)
+    assert lease is not None
+    for sample in range(2):
+        stream.rollout_done(rollout(lease, sample, [0]))
+    for reward in (1.0, None):
+        job = stream.assign("v", 10)
+        assert job is not None
+        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
+    assert stream.dropped == {"void": 1}
+
+
+def test_rollouts_of_other_weights_than_the_published_ones_are_refused() -> None:
+    stream = new_stream(group_size=2)
+    lease = stream.grant("a", 2, 0.0)
+    assert lease is not None
+    with pytest.raises(InvalidEvent, match="version 1, which is not published"):
+        stream.rollout_done(rollout(lease, 0, [0, 1]))
+    stream.published(1, "another")
+    with pytest.raises(InvalidEvent, match="fingerprint"):
+        stream.rollout_done(rollout(lease, 0, [0, 1]))
+    with pytest.raises(InvalidEvent, match="two learners"):
+        stream.published(1, "a third")
+
+
+def test_rollouts_older_than_their_lease_allows_are_refused() -> None:
+    stream = new_stream(max_staleness=0, groups_per_step=1, group_size=2)
+    lease = stream.grant("a", 2, 0.0)
+    assert lease is not None
+    finish(stream, lease)
+    assert stream.batch(0) is not None
+    stream.published(1, fingerprint(1))
+    stream.consumed(1, [lease.group_id])
+    fresh = stream.grant("a", 2, 0.0)
+    assert fresh is not None
+    with pytest.raises(InvalidEvent, match="the lease asks for 1"):
+        stream.rollout_done(rollout(fresh, 0, [0]))
+
+
+def test_a_verifiers_jobs_are_sent_again_when_it_dies() -> None:
+    stream = new_stream(group_size=2)
+    lease = stream.grant("a", 2, 0.0)
+    assert lease is not None
+    for sample in range(2):
+        stream.rollout_done(rollout(lease, sample, [0]))
+    lost = [stream.assign("v", 10) for _ in range(2)]
+    stream.verifier_lost("v")
+    again = [stream.assign("w", 10) for _ in range(2)]
+    assert [job.text for job in again if job] == [job.text for job in lost if job]
+    assert {job.job_id for job in again if job}.isdisjoint({job.job_id for job in lost if job})
+
+
+def test_credit_bounds_what_a_peer_holds() -> None:
+    stream = new_stream(group_size=4, groups_per_step=10)
+    assert stream.grant("a", 3, 0.0) is not None, "a group larger than the capacity goes to an idle actor"
+    assert stream.grant("a", 3, 0.0) is None
+    granted = 0
+    while stream.grant("b", 10, 0.0):
+        granted += 1
+    assert granted == 2
+    assert stream.samples_held("b") == 8
+
+
+def test_the_same_batch_is_given_again_until_it_is_consumed() -> None:
+    stream = new_stream(max_staleness=2, groups_per_step=1, group_size=2)
+    second, first = stream.grant("a", 10, 0.0), stream.grant("a", 10, 0.0)
+    assert first is not None
+    assert second is not None
+    finish(stream, first)
+    handed = stream.batch(0)
+    finish(stream, second)
+    assert handed is not None
+    again = stream.batch(0)
+    assert again is not None
+    assert [group.group_id for group in again] == [group.group_id for group in handed]
+    with pytest.raises(InvalidEvent, match="not the groups"):
+        stream.consumed(1, [second.group_id])
+
+
+def test_finite_tasks_end_the_stream() -> None:
+    stream = new_stream(size=3, groups_per_step=2, group_size=2)
+    while lease := stream.grant("a", 100, 0.0):
+        finish(stream, lease)
+    assert not stream.dry
+    assert stream.batch(0) is not None
+    stream.published(1, fingerprint(1))
+    stream.consumed(1, [0, 1])
+    assert stream.dry
