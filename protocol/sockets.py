@@ -120,6 +120,6 @@ class Dealer(_Endpoint):
 
 def _decoded(peer: bytes, frames: list[Any]) -> Message | Rejected:
     try:
-        return decode([frame.buffer for frame in frames])
+        return decode([memoryview(frame.buffer).toreadonly() for frame in frames])
     except MalformedMessage as error:
         return Rejected(peer, error.field, error.problem)
