@@ -1,0 +1,39 @@
+"""Log-probabilities and entropies of chosen tokens, without ever holding all logits.
+
+Legend: N tokens, H hidden size, V vocabulary, C tokens a chunk. Of the [N, V] logits only [C, V] exist at a time, in the
+forward pass and, recomputed, in the backward pass.
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+
+def chunked_logprobs(
+    hidden: torch.Tensor,  # [N, H], the states that predict the tokens
+    head: torch.Tensor,  # [V, H]
+    bias: torch.Tensor | None,  # [V]
+    targets: torch.Tensor,  # [N] int64
+    *,
+    temperature: float,
+    chunk: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability [N] float32 (nats) of each target and entropy [N] of its distribution, at `temperature`."""
+    logprobs, entropies = [], []
+    for start in range(0, max(len(targets), 1), chunk):
+        piece = slice(start, start + chunk)
+        logprob, entropy = checkpoint(
+            _logprobs, hidden[piece], head, bias, targets[piece], temperature, use_reentrant=False
+        )
+        logprobs.append(logprob)
+        entropies.append(entropy)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _logprobs(
+    hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.nn.functional.linear(hidden, head, bias).float() / temperature  # [C, V]
+    normaliser = logits.logsumexp(-1)  # [C]
+    logprob = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normaliser
+    entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return logprob, entropy

@@ -1,0 +1,70 @@
+"""The policy: an HF causal language model, sharded by FSDP2, that scores completions.
+
+Legend: B rows, L padded length, N completion tokens of all rows.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from learner.batch import MicroBatch
+from learner.distributed import Ranks
+from learner.logprobs import chunked_logprobs
+
+
+class Policy(nn.Module):
+    """Wraps an HF model so that one sharded forward pass goes from token ids to log-probabilities."""
+
+    def __init__(self, network: nn.Module, *, chunk: int) -> None:
+        super().__init__()
+        self.network = network
+        self.chunk = chunk
+
+    def forward(self, batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [N] float32 of the completion tokens, in the sampler's convention, and entropies [N].
+
+        Rows are padded on the right, so that causal attention alone keeps padding out of every completion token.
+        """
+        backbone, head = self.network.model, self.network.lm_head
+        hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
+        chosen = hidden.flatten(0, 1)[batch.positions]  # [N, H]
+        return chunked_logprobs(
+            chosen, head.weight, head.bias, batch.targets, temperature=temperature, chunk=self.chunk
+        )
+
+
+def load(directory: Path, ranks: Ranks, *, param_dtype: str, chunk: int) -> Policy:
+    """Load an HF checkpoint and shard it. Master weights are float32; compute runs in `param_dtype`.
+
+    Raises `ValueError` when the directory holds no causal language model.
+    """
+    try:
+        network = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
+    return shard(Policy(network, chunk=chunk).to(ranks.device), ranks, param_dtype=param_dtype)
+
+
+def shard(policy: Policy, ranks: Ranks, *, param_dtype: str) -> Policy:
+    """Shard each decoder layer, then the rest, over the ranks; gradients are summed, not averaged, over them."""
+    precision = MixedPrecisionPolicy(param_dtype=getattr(torch, param_dtype), reduce_dtype=torch.float32)
+    layers: nn.ModuleList = policy.network.model.layers  # type: ignore[assignment, union-attr]
+    for layer in layers:
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=precision)
+    fully_shard(policy, mesh=ranks.mesh, mp_policy=precision, reshard_after_forward=False)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # the loss is normalised globally already
+    return policy
+
+
+def full_state(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer whole, by its HF name, `lm_head.weight` also when tied. Collective over the ranks."""
+    for name, tensor in policy.network.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole.detach()
