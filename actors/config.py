@@ -1,8 +1,12 @@
 """The actor's options. What the run decides (model, sampling, group size) comes from the broker, not from here."""
 
+import re
 from dataclasses import dataclass, field
 
 from protocol.options import option
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_ON_UPDATE = ("recompute", "keep")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,6 +34,7 @@ class ActorConfig:
         "recompute", "running rollouts at a weight update: `recompute` their KV cache or `keep` it"
     )
     weights_seconds: float = option(120.0, "longest wait for one weight version before the actor gives up")
+    welcome_seconds: float = option(30.0, "longest wait for the broker's answer when the actor joins")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,3 +45,44 @@ class ActorRoot:
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     actor: ActorConfig = field(default_factory=ActorConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+def check(config: ActorRoot) -> None:
+    """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    actor, engine = config.actor, config.engine
+    if actor.kv_on_update not in KV_ON_UPDATE:
+        raise ValueError(f"actor.kv_on_update={actor.kv_on_update}: must be one of {', '.join(KV_ON_UPDATE)}")
+    if actor.room < 0:
+        raise ValueError(f"actor.room={actor.room}: must be 0 (1.5 × engine.max_num_seqs) or more")
+    for name in ("weights_seconds", "welcome_seconds"):
+        if getattr(actor, name) <= 0:
+            raise ValueError(f"actor.{name}={getattr(actor, name)}: must be more than 0 seconds")
+    if engine.dtype not in DTYPES:
+        raise ValueError(f"engine.dtype={engine.dtype}: must be one of {', '.join(DTYPES)}")
+    for name in ("tensor_parallel_size", "kv_cache_bytes", "max_num_seqs", "threads"):
+        if getattr(engine, name) < 1:
+            raise ValueError(f"engine.{name}={getattr(engine, name)}: must be at least 1")
+    if not 0 < engine.gpu_memory_utilization <= 1:
+        raise ValueError(f"engine.gpu_memory_utilization={engine.gpu_memory_utilization}: must lie in (0, 1]")
+    if engine.max_model_len < 0:
+        raise ValueError(f"engine.max_model_len={engine.max_model_len}: must be 0 (the model's own limit) or more")
+    parse_cores(engine.cores)
+
+
+def room(config: ActorRoot) -> int:
+    """Rollouts that the actor asks the broker for."""
+    return config.actor.room or config.engine.max_num_seqs * 3 // 2
+
+
+def parse_cores(cores: str) -> set[int]:
+    """The core numbers in a text such as `0`, `0-3` or `0,2-3`; none for `nobind`. Raises `ValueError`."""
+    if cores == "nobind":
+        return set()
+    chosen: set[int] = set()
+    for part in cores.split(","):
+        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())):
+            raise ValueError(f"engine.cores={cores}: give core numbers such as 0, 0-3 or 0,2-3, or nobind")
+        first = int(match[1])
+        last = int(match[2] or first)
+        chosen.update(range(first, last + 1))
+    return chosen
