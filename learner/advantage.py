@@ -15,17 +15,20 @@ def grpo(rewards: Rewards) -> Rewards:
 
     Fails softly: dividing by the deviation favours groups that are nearly all right or nearly all wrong.
     """
-    return (rewards - rewards.mean()) / (rewards.std(ddof=1) + EPSILON)
+    advantages: Rewards = (rewards - rewards.mean()) / (rewards.std(ddof=1) + EPSILON)
+    return advantages
 
 
 def dr_grpo(rewards: Rewards) -> Rewards:
-    """R − mean, rewards [G]. Dr. GRPO (Liu et al. 2025): without the deviation, no bias towards easy or hard prompts."""
-    return rewards - rewards.mean()
+    """R − mean, rewards [G]: no bias towards easy or hard prompts. Dr. GRPO (Liu et al. 2025)."""
+    advantages: Rewards = rewards - rewards.mean()
+    return advantages
 
 
 def rloo(rewards: Rewards) -> Rewards:
     """G/(G − 1) · (R − mean): each reward minus the mean of the others, rewards [G]. RLOO (Ahmadian et al. 2024)."""
-    return len(rewards) / (len(rewards) - 1) * (rewards - rewards.mean())
+    advantages: Rewards = len(rewards) / (len(rewards) - 1) * (rewards - rewards.mean())
+    return advantages
 
 
 ADVANTAGES: dict[str, Callable[[Rewards], Rewards]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}

@@ -1,8 +1,8 @@
-"""From scored groups to micro-batches: sequences with their training signal, cut by a token budget, shared by the ranks.
+"""From sequences with their training signal to micro-batches: cut by a token budget, shared by the ranks.
 
-Legend: T completion tokens of one sequence, P its prompt tokens; B rows of a micro-batch, L their padded length, N their
-completion tokens. A sequence has a row of its own, so that attention never crosses from one to another; rows of similar
-length are put together, so that little is padded.
+Legend: T completion tokens of one sequence, P its prompt tokens; B rows of a micro-batch, L their padded length, N
+their completion tokens. A sequence has a row of its own, so that attention never crosses from one to another; rows of
+similar length are put together, so that little is padded.
 """
 
 from collections.abc import Sequence

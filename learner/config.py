@@ -70,7 +70,6 @@ class LearnerConfig:
     batch_wait_seconds: float = option(
         600.0, "longest wait for a batch before the learner gives up with the broker's reason"
     )
-    checkpoint_every: int = option(0, "save an HF checkpoint every so many steps; 0: only the final one")
     samples_per_step: int = option(8, "rollouts written to samples.jsonl each step")
     threads: int = option(0, "torch threads; 0: torch decides")
 
@@ -86,3 +85,35 @@ class LearnerRoot:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def check(config: LearnerRoot) -> None:
+    """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    loss, learner = config.loss, config.learner
+    for key, value, allowed in (
+        ("loss.name", loss.name, ("ppo_clip", "cispo")),
+        ("loss.advantage", loss.advantage, ("grpo", "dr_grpo", "rloo")),
+        ("loss.correction", loss.correction, ("tis_token", "none")),
+        (
+            "loss.aggregation",
+            loss.aggregation,
+            ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm", "prompt_mean"),
+        ),
+        ("loss.proximal", loss.proximal, ("recompute", "behaviour")),
+        ("learner.device", learner.device, ("auto", "cpu", "cuda")),
+        ("learner.param_dtype", learner.param_dtype, ("float32", "bfloat16")),
+        ("learner.publish_dtype", learner.publish_dtype, ("", "float32", "bfloat16", "float16")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{key}={value}: must be one of {', '.join(filter(None, allowed))}")
+    if loss.correction != "none" and (loss.name == "cispo" or loss.proximal == "behaviour"):
+        weighted = "cispo" if loss.name == "cispo" else "the behaviour anchor"
+        raise ValueError(
+            f"loss.correction={loss.correction} with {weighted}: the loss holds π/μ already and would "
+            "be weighted twice; use loss.correction=none"
+        )
+    for name in ("steps", "target_window", "ranks", "tokens_per_micro_batch", "logprob_chunk", "versions_kept"):
+        if getattr(learner, name) < 1:
+            raise ValueError(f"learner.{name}={getattr(learner, name)}: must be at least 1")
+    if config.optimizer.lr <= 0:
+        raise ValueError(f"optimizer.lr={config.optimizer.lr}: must be above 0")

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
@@ -44,7 +45,7 @@ def start(device: str, wait_seconds: float) -> Ranks:
         dist.init_process_group(backend, timeout=timeout)
     else:
         local = 0
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     world = dist.get_world_size()
     place = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
     return Ranks(dist.get_rank(), world, place, init_device_mesh(kind, (world,)))

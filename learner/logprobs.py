@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of chosen tokens, without ever holding all logits.
 
-Legend: N tokens, H hidden size, V vocabulary, C tokens a chunk. Of the [N, V] logits only [C, V] exist at a time, in the
-forward pass and, recomputed, in the backward pass.
+Legend: N tokens, H hidden size, V vocabulary, C tokens a chunk. Of the [N, V] logits only [C, V] exist at a time, in
+the forward pass and, recomputed, in the backward pass.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Policy objectives, token by token, and the corrections that compose with them. Pure functions of tensors.
 
-Legend: N completion tokens of any number of sequences; μ behaviour policy (sampler), p proximal policy (anchor), π current
-policy; r = π/p, ρ = π/μ. Log-ratios are clamped to ±20 before exp. An objective is maximised; the loss of a step is
-−Σ token_weight · correction · objective over its unmasked tokens.
+Legend: N completion tokens of any number of sequences; μ behaviour policy (sampler), p proximal policy (anchor), π
+current policy; r = π/p, ρ = π/μ. Log-ratios are clamped to ±20 before exp. An objective is maximised; the loss of a
+step is −Σ token_weight · correction · objective over its unmasked tokens.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def ppo_clip(inputs: TokenInputs, *, low: float, high: float, dual: float) -> To
 
 
 def cispo(inputs: TokenInputs, *, cap: float) -> TokenObjective:
-    """sg(min(ρ, cap)) · A · log π: every token keeps a gradient, its weight is bounded. CISPO (MiniMax-M1, 2025), eq. 4.
+    """sg(min(ρ, cap)) · A · log π: every token keeps a gradient of bounded weight. CISPO (MiniMax-M1, 2025), eq. 4.
 
     Fails when many weights reach the cap: the estimate is then biased towards tokens that the sampler disliked.
     """

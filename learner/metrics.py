@@ -5,6 +5,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from protocol.messages import GroupBatch
+
 REGISTRY = CollectorRegistry()
 
 STEP_SECONDS = Histogram(
@@ -43,8 +45,15 @@ _STEP_GAUGES = {
 }
 
 
-def show(row: Mapping[str, Any]) -> None:
-    """Set the gauges to a row of metrics.jsonl."""
+def show(row: Mapping[str, Any], trained: GroupBatch, policy_version: int, applied: bool) -> None:
+    """Count a step and set the gauges to its row of metrics.jsonl."""
+    POLICY_VERSION.set(policy_version)
+    GROUPS_TRAINED.inc(len(trained.groups))
+    STEPS_SKIPPED.inc(not applied)
+    for group in trained.groups:
+        for item in group.scored:
+            TRAINED_TOKENS.inc(len(item.rollout.token_ids))
+            STALENESS.observe(trained.policy_version - item.rollout.version_spans[0].version)
     for name, gauge in _STEP_GAUGES.items():
         if row[name] is not None:
             gauge.set(row[name])

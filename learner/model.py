@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.batch import MicroBatch
 from learner.distributed import Ranks
@@ -20,7 +20,9 @@ from learner.logprobs import chunked_logprobs
 class Policy(nn.Module):
     """Wraps an HF model so that one sharded forward pass goes from token ids to log-probabilities."""
 
-    def __init__(self, network: nn.Module, *, chunk: int) -> None:
+    network: PreTrainedModel
+
+    def __init__(self, network: PreTrainedModel, *, chunk: int) -> None:
         super().__init__()
         self.network = network
         self.chunk = chunk
@@ -30,7 +32,7 @@ class Policy(nn.Module):
 
         Rows are padded on the right, so that causal attention alone keeps padding out of every completion token.
         """
-        backbone, head = self.network.model, self.network.lm_head
+        backbone, head = self.network.base_model, self.network.get_output_embeddings()
         hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
         chosen = hidden.flatten(0, 1)[batch.positions]  # [N, H]
         return chunked_logprobs(
@@ -53,8 +55,7 @@ def load(directory: Path, ranks: Ranks, *, param_dtype: str, chunk: int) -> Poli
 def shard(policy: Policy, ranks: Ranks, *, param_dtype: str) -> Policy:
     """Shard each decoder layer, then the rest, over the ranks; gradients are summed, not averaged, over them."""
     precision = MixedPrecisionPolicy(param_dtype=getattr(torch, param_dtype), reduce_dtype=torch.float32)
-    layers: nn.ModuleList = policy.network.model.layers  # type: ignore[assignment, union-attr]
-    for layer in layers:
+    for layer in policy.network.base_model.layers:
         fully_shard(layer, mesh=ranks.mesh, mp_policy=precision)
     fully_shard(policy, mesh=ranks.mesh, mp_policy=precision, reshard_after_forward=False)
     for module in policy.modules():
