@@ -14,6 +14,7 @@ Array legend: T completion tokens of one request, P prompt tokens, S bytes of on
 
 import gc
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ class VllmEngine:
         directory = Path(model)
         self._stop_ids = _stop_ids(directory)
         try:
-            self._llm = LLMEngine.from_engine_args(_engine_args(directory, config))
+            with warnings.catch_warnings(action="ignore"):  # they are about vLLM's own imports
+                self._llm = LLMEngine.from_engine_args(_engine_args(directory, config))
         except (ValueError, OSError) as error:
             raise EngineFailure(f"vLLM cannot start for model={model}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()

@@ -1,5 +1,6 @@
 """The process as vLLM must find it: environment variables and cores, set before anything heavy is imported."""
 
+import logging
 import os
 
 from actors.config import EngineConfig, parse_cores
@@ -22,4 +23,6 @@ def prepare(config: EngineConfig) -> None:
     }
     if config.enforce_eager:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first batch waits 20 s for a compiler that is not used
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
