@@ -35,7 +35,7 @@ def describe(tokens: torch.Tensor, *, truncation: float) -> dict[str, object]:
     clamped = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratios = clamped.exp()
     quantiles = torch.quantile(ratios, torch.tensor([0.0, 0.5, 0.99, 1.0], dtype=ratios.dtype)).tolist()
-    place = torch.unique(sequence, return_inverse=True)[1]  # type: ignore[no-untyped-call]  # [N]
+    place = torch.unique(sequence, return_inverse=True)[1]  # [N]
     sums = torch.zeros(int(place.max()) + 1, dtype=log_ratio.dtype).index_add_(0, place, log_ratio)  # [S]
     return {
         "entropy": float(entropy.mean()),

@@ -1,0 +1,198 @@
+"""`python -m learner.sft`: the cold start, supervised training on reasoning traces.
+
+It shares policy, micro-batches, chunked log-probabilities and optimizer with the RL loop; only the loss differs: the
+mean negative log-probability of the completion tokens. Without `sft.data` the traces are addition problems, a share of
+them with systematic faults, so that RL has something to mend.
+"""
+
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from learner import addition, batch, checkpoint, distributed, model, optimizer, tiny
+from learner.batch import TrainingSequence
+from learner.config import OptimizerConfig
+from learner.distributed import Ranks
+from learner.model import Policy, full_state
+from learner.optimizer import Optimizer
+from learner.step import masked_sum
+from protocol.options import option
+
+log = logging.getLogger("sft")
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig:
+    """Supervised training."""
+
+    out: str = option("runs/sft", "directory of the HF checkpoint that is written")
+    model: str = option("", "HF checkpoint to start from; empty: a tiny decoder with random weights")
+    architecture: str = option("llama", "of the tiny decoder: an HF model type such as `llama`, `qwen2`, `qwen3`")
+    hidden_size: int = option(128, "of the tiny decoder")
+    layers: int = option(3, "of the tiny decoder")
+    data: str = option("", "JSONL with `prompt` and `completion`; empty: generated addition traces")
+    digits: int = option(2, "addition: digits of each operand")
+    faulty: float = option(0.85, "addition: share of traces with a systematic fault")
+    steps: int = option(500, "optimizer steps")
+    batch_size: int = option(64, "sequences a step")
+    tokens_per_micro_batch: int = option(8192, "padded tokens of one forward pass on one rank")
+    logprob_chunk: int = option(4096, "completion tokens whose logits exist at the same time")
+    device: str = option("auto", "`auto`, `cpu` or `cuda`")
+    threads: int = option(0, "torch threads; 0: torch decides")
+    seed: int = option(0, "seed of weights and data order")
+    log_every: int = option(20, "steps between two lines of sft_metrics.jsonl")
+
+
+@dataclass(kw_only=True, slots=True)
+class SftRoot:
+    """All that `python -m learner.sft` reads."""
+
+    sft: SftConfig = field(default_factory=SftConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, warmup_steps=20))
+
+
+ConfigStore.instance().store(name="sft_schema", node=SftRoot)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What the model reads and what it should answer."""
+
+    prompt: str
+    completion: str
+
+
+@hydra.main(version_base="1.3", config_path="../deploy/conf", config_name="sft")
+def main(tree: DictConfig) -> None:
+    """Train and write the checkpoint."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, SftRoot)
+    try:
+        run(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"sft: {error}")
+
+
+def run(config: SftRoot) -> None:
+    """Build or load the model, train, save."""
+    sft = config.sft
+    if sft.threads:
+        torch.set_num_threads(sft.threads)
+    ranks = distributed.start(sft.device, wait_seconds=600)
+    source = Path(sft.model) if sft.model else Path(sft.out) / "initial"
+    if not sft.model and ranks.first:
+        tiny.build(source, architecture=sft.architecture, hidden_size=sft.hidden_size, layers=sft.layers, seed=sft.seed)
+    torch.distributed.barrier()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    policy = model.load(source, ranks, param_dtype="float32", chunk=sft.logprob_chunk)
+    examples = file_examples(Path(sft.data), sft.seed) if sft.data else addition_examples(sft)
+    train(policy, optimizer.build(policy, config.optimizer), examples, tokenizer, sft, ranks)
+    state = full_state(policy)
+    if ranks.first:
+        checkpoint.save(Path(sft.out) / "model", state, policy.network.config, source)
+        log.info("checkpoint in %s/model", sft.out)
+    else:
+        list(state)
+    distributed.stop()
+
+
+def train(
+    policy: Policy,
+    steps: Optimizer,
+    examples: Iterator[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    sft: SftConfig,
+    ranks: Ranks,
+) -> None:
+    """`sft.steps` updates; every rank draws the same examples and takes its share."""
+    began = time.monotonic()
+    for step in range(1, sft.steps + 1):
+        drawn = [next(examples) for _ in range(sft.batch_size)]
+        sequences = training_sequences(drawn, tokenizer)
+        micro_batches = batch.share(
+            sequences, budget=sft.tokens_per_micro_batch, rank=ranks.rank, world=ranks.world, device=ranks.device
+        )
+        total = 0.0
+        for micro_batch in micro_batches:
+            logprobs, _ = policy(micro_batch, 1.0)  # [N]
+            loss = masked_sum(-logprobs * micro_batch.token_weights, micro_batch.loss_mask)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        steps.step()
+        if ranks.first and (step % sft.log_every == 0 or step == sft.steps):
+            line = {"step": step, "steps": sft.steps, "loss": total, "seconds": time.monotonic() - began}
+            with (Path(sft.out) / "sft_metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            log.info("step %d of %d: loss %.4f", step, sft.steps, total)
+
+
+def training_sequences(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[TrainingSequence]:
+    """Tokenise; the end token is part of every completion. Token-mean weights over the whole batch."""
+    prompts = [tokenizer(example.prompt)["input_ids"] for example in examples]
+    completions = [
+        [*tokenizer(example.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for example in examples
+    ]
+    weight = 1.0 / sum(map(len, completions))
+    return [
+        TrainingSequence(
+            prompt_ids=np.array(prompt, dtype=np.int32),
+            token_ids=np.array(completion, dtype=np.int32),
+            behaviour_logprobs=np.zeros(len(completion), dtype=np.float32),
+            staleness=np.zeros(len(completion), dtype=np.int32),
+            advantage=1.0,
+            token_weight=weight,
+            index=index,
+        )
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+    ]
+
+
+def addition_examples(sft: SftConfig) -> Iterator[Example]:
+    """Addition traces without end, a share of them faulty; held-out problems never occur."""
+    chance = random.Random(sft.seed)
+    faults = list(addition.Fault)
+    while True:
+        a, b = addition.operands(chance, sft.digits)
+        if addition.held_out(a, b):
+            continue
+        faulty = chance.random() < sft.faulty
+        fault = chance.choice(faults)
+        text = addition.faulty_completion(a, b, fault, chance) if faulty else addition.completion(a, b)
+        yield Example(addition.prompt(a, b), text)
+
+
+def file_examples(path: Path, seed: int) -> Iterator[Example]:
+    """The lines of a JSONL file, shuffled anew each epoch. Raises `ValueError` with file, line and field."""
+    examples = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
+        for name in ("prompt", "completion"):
+            if not isinstance(content, dict) or not isinstance(content.get(name), str) or not content[name]:
+                raise ValueError(f"{path}:{number}: field {name!r} must be a text that is not empty")
+        examples.append(Example(content["prompt"], content["completion"]))
+    if not examples:
+        raise ValueError(f"{path}: holds no examples")
+    chance = random.Random(seed)
+    while True:
+        yield from chance.sample(examples, len(examples))
+
+
+if __name__ == "__main__":
+    main()
