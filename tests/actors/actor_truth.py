@@ -1,0 +1,91 @@
+"""Weight versions of a tiny model, and what transformers says of them: the slow, obvious truth of the engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from actors.requests import Engine, Finished
+from learner.tiny import build
+from learner.weights import PublishedVersion, seal, snapshot
+from protocol.messages import Sampling
+
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24)
+TOLERANCE = 1e-4  # nats, fp32 against fp32
+LONG = "".join(str(digit % 10) for digit in range(0, 1200, 3))  # 400 tokens: three full blocks of the prefix cache
+
+
+class Versions:
+    """Weight versions of one model: `publish` invents the next, `truth` loads any of them afresh by transformers."""
+
+    def __init__(self, directory: Path, architecture: str, *, tied: bool) -> None:
+        self.directory = directory
+        self.model_directory = directory / "model"
+        build(self.model_directory, architecture=architecture, hidden_size=64, layers=2, heads=2, tied=tied)
+        self._model = self._load(self.model_directory)
+        self._random = torch.Generator().manual_seed(7)
+        self._truths: dict[int, PreTrainedModel] = {}
+        self.published: list[PublishedVersion] = []
+
+    @staticmethod
+    def _load(directory: Path) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        return model.eval()
+
+    def publish(self, endpoint: str = "tcp://127.0.0.1:1") -> PublishedVersion:
+        """A new version: every parameter moves by a tenth of its spread."""
+        version = len(self.published)
+        with torch.no_grad():
+            for parameter in self._model.parameters():
+                noise = torch.randn(parameter.shape, generator=self._random)
+                parameter += 0.1 * noise * (parameter.std() + 0.05)
+        self._model.save_pretrained(self.directory / f"version-{version}")
+        published = seal(snapshot(version, self._model.state_dict().items(), None), endpoint)
+        self.published.append(published)
+        return published
+
+    def truth(self, version: int) -> PreTrainedModel:
+        """That version as transformers loads it from its checkpoint."""
+        if version not in self._truths:
+            self._truths[version] = self._load(self.directory / f"version-{version}")
+        return self._truths[version]
+
+    def load_into(self, engine: Engine) -> int:
+        """Publish a version and load it into an engine as the loop does; its number."""
+        published = self.publish()
+        data = np.concatenate(published.shards)
+        manifest = published.manifest
+        tensors = ((spec, data[spec.offset : spec.offset + spec.nbytes]) for spec in manifest.tensors)
+        engine.load(manifest.version, manifest.fingerprint, tensors)
+        return manifest.version
+
+    def logprobs(
+        self, version: int, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float = 1.0
+    ) -> np.ndarray:
+        """What `version` gives each token after those before it, [T] float32, nats."""
+        tokens = torch.tensor([[*prompt_ids, *token_ids]])  # [1, P + T]
+        with torch.no_grad():
+            logits = self.truth(version)(tokens).logits[0, len(prompt_ids) - 1 : -1] / temperature  # [T, V]
+        chosen = tokens[0, len(prompt_ids) :, None]
+        return logits.log_softmax(-1).gather(-1, chosen)[:, 0].numpy()
+
+    def greedy(self, version: int, prompt_ids: Sequence[int], tokens: int) -> list[int]:
+        """The likeliest continuation, at most `tokens` long, its end included."""
+        model = self.truth(version)
+        ids = list(prompt_ids)
+        for _ in range(tokens):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == model.config.eos_token_id:
+                break
+        return ids[len(prompt_ids) :]
+
+
+def finish(engine: Engine) -> dict[str, Finished]:
+    """Step until all requests have ended."""
+    done: dict[str, Finished] = {}
+    while engine.running + engine.waiting:
+        done |= {finished.request_id: finished for finished in engine.step()}
+    return done
