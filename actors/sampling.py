@@ -63,8 +63,8 @@ class Leases:
         held.prompt_ids = np.array(prompt_ids, dtype=np.int32)
         for index, seed in zip(lease.sample_indexes, lease.seeds, strict=True):
             request_id = f"{lease.lease_id}/{index}"
-            self._requests[request_id] = (lease.lease_id, index)
             self.engine.add(request_id, prompt_ids, seed)
+            self._requests[request_id] = (lease.lease_id, index)
 
     def done(self, finished: Finished) -> RolloutDone:
         """The rollout of a completion. Raises `EngineFailure` when it cannot be one."""
