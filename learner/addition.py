@@ -20,8 +20,8 @@ HELD_OUT_SHARE = 10  # one problem in so many is never trained on
 class Fault(Enum):
     """What is wrong with a trace."""
 
-    NO_CARRY = "no_carry"  # every column is added with carry 0
-    GUESS = "guess"  # no thinking, a number of the right length
+    NO_CARRY = "no_carry"  # every column is added with carry 0: harmless where nothing is carried
+    GUESS = "guess"  # no thinking, a number of about the right size
     NO_TAGS = "no_tags"  # the right digits without the answer tags
 
 

@@ -54,21 +54,20 @@ def share(
 ) -> list[MicroBatch]:
     """The micro-batches of `rank`. Every rank gets as many as the others, so that their collectives match.
 
-    `budget` bounds B·L, but a single longer sequence still makes a micro-batch of its own.
+    Sequences are dealt by falling length, so that ranks get about equal work. `budget` bounds B·L, but a single longer
+    sequence still makes a micro-batch of its own.
     """
-    cuts = cut(sequences, budget)
-    own = cuts[rank::world]
-    rounds = -(-len(cuts) // world)
-    batches = [assemble(cut, device) for cut in own]
-    if len(own) < rounds:
-        batches.append(idle(min(sequences, key=lambda sequence: sequence.length), device))
-    return batches
+    ordered = sorted(sequences, key=lambda item: (-item.length, item.index))
+    cuts = [cut(ordered[place::world], budget) for place in range(world)]
+    rounds = max(map(len, cuts))
+    batches = [assemble(rows, device) for rows in cuts[rank]]
+    return batches + [idle(ordered[-1], device)] * (rounds - len(batches))
 
 
 def cut(sequences: Sequence[TrainingSequence], budget: int) -> list[list[TrainingSequence]]:
-    """Sequences by falling length, cut where one more row would exceed the budget. Costs fall along the list."""
+    """Sequences of falling length, cut where one more row would exceed the budget."""
     cuts: list[list[TrainingSequence]] = []
-    for sequence in sorted(sequences, key=lambda item: (-item.length, item.index)):
+    for sequence in sequences:
         if cuts and (len(cuts[-1]) + 1) * cuts[-1][0].length <= budget:
             cuts[-1].append(sequence)
         else:

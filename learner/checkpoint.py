@@ -8,16 +8,26 @@ import torch
 from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
-COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*")
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+)
 
 
 def save(directory: Path, state: Iterable[tuple[str, torch.Tensor]], config: PretrainedConfig, source: Path) -> None:
     """Write `state` (HF names, whole tensors), `config`, and the tokenizer files of `source` to `directory`.
 
-    The directory appears whole or not at all; one that was there is replaced.
+    The directory appears whole or not at all; one that was there is replaced, and until then stays whole (between two
+    renames it is called `.old`).
     """
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (directory.with_name(directory.name + suffix) for suffix in (".partial", ".old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     tied = config.tie_word_embeddings
     kept = {name: tensor.cpu().contiguous() for name, tensor in state if not (tied and name == "lm_head.weight")}
@@ -27,5 +37,6 @@ def save(directory: Path, state: Iterable[tuple[str, torch.Tensor]], config: Pre
         for file in source.glob(pattern):
             shutil.copy(file, partial / file.name)
     if directory.exists():
-        shutil.rmtree(directory)
+        directory.rename(old)
     partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)

@@ -115,5 +115,34 @@ def check(config: LearnerRoot) -> None:
     for name in ("steps", "target_window", "ranks", "tokens_per_micro_batch", "logprob_chunk", "versions_kept"):
         if getattr(learner, name) < 1:
             raise ValueError(f"learner.{name}={getattr(learner, name)}: must be at least 1")
-    if config.optimizer.lr <= 0:
-        raise ValueError(f"optimizer.lr={config.optimizer.lr}: must be above 0")
+    for name in ("samples_per_step", "threads"):
+        if getattr(learner, name) < 0:
+            raise ValueError(f"learner.{name}={getattr(learner, name)}: must not be below 0")
+    if not learner.batch_wait_seconds > 0:
+        raise ValueError(f"learner.batch_wait_seconds={learner.batch_wait_seconds}: must be above 0")
+    if not 0 <= loss.clip_low < 1:
+        raise ValueError(f"loss.clip_low={loss.clip_low}: must be at least 0 and below 1, ratios are clipped at 1 − ε")
+    if not loss.clip_high >= 0:
+        raise ValueError(f"loss.clip_high={loss.clip_high}: must not be below 0")
+    if loss.dual_clip != 0 and not loss.dual_clip > 1:
+        raise ValueError(
+            f"loss.dual_clip={loss.dual_clip}: must be above 1, or 0 to turn it off; lower, it would cut the gradient "
+            "of tokens whose probability has not changed"
+        )
+    for name in ("cispo_cap", "tis_cap"):
+        if not getattr(loss, name) > 0:
+            raise ValueError(f"loss.{name}={getattr(loss, name)}: must be above 0, it bounds a weight")
+    check_optimizer(config.optimizer)
+
+
+def check_optimizer(optimizer: OptimizerConfig) -> None:
+    """Refuse what AdamW or the clipping could not use. Raises `ValueError`."""
+    for name in ("lr", "eps", "max_grad_norm"):
+        if not getattr(optimizer, name) > 0:
+            raise ValueError(f"optimizer.{name}={getattr(optimizer, name)}: must be above 0")
+    for name in ("warmup_steps", "weight_decay"):
+        if not getattr(optimizer, name) >= 0:
+            raise ValueError(f"optimizer.{name}={getattr(optimizer, name)}: must not be below 0")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optimizer, name) < 1:
+            raise ValueError(f"optimizer.{name}={getattr(optimizer, name)}: must be at least 0 and below 1")

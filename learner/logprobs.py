@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of chosen tokens, without ever holding all logits.
 
 Legend: N tokens, H hidden size, V vocabulary, C tokens a chunk. Of the [N, V] logits only [C, V] exist at a time, in
-the forward pass and, recomputed, in the backward pass.
+the forward pass and, recomputed, in the backward pass; what fits into one chunk is kept for the backward pass instead.
 """
 
 import torch
@@ -18,8 +18,10 @@ def chunked_logprobs(
     chunk: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability [N] float32 (nats) of each target and entropy [N] of its distribution, at `temperature`."""
+    if len(targets) <= chunk:
+        return _logprobs(hidden, head, bias, targets, temperature)
     logprobs, entropies = [], []
-    for start in range(0, max(len(targets), 1), chunk):
+    for start in range(0, len(targets), chunk):
         piece = slice(start, start + chunk)
         logprob, entropy = checkpoint(
             _logprobs, hidden[piece], head, bias, targets[piece], temperature, use_reentrant=False

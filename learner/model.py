@@ -43,12 +43,19 @@ class Policy(nn.Module):
 def load(directory: Path, ranks: Ranks, *, param_dtype: str, chunk: int) -> Policy:
     """Load an HF checkpoint and shard it. Master weights are float32; compute runs in `param_dtype`.
 
-    Raises `ValueError` when the directory holds no causal language model.
+    Raises `ValueError` when the directory does not hold a whole causal language model.
     """
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"model={directory}: must be a directory with an HF checkpoint, but has no config.json")
     try:
-        network = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        network, loading = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
     return shard(Policy(network, chunk=chunk).to(ranks.device), ranks, param_dtype=param_dtype)
 
 

@@ -1,6 +1,7 @@
 """The run's files: one line a step in metrics.jsonl, some rollouts in samples.jsonl, one summary.json at the end."""
 
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 
 from protocol.messages import GroupBatch, ScoredRollout
 
-SUMMARY_WINDOW = 3  # steps over which reward_start and reward_end are averaged
+SUMMARY_WINDOW = 3  # last steps over which reward_end is averaged; reward_start is the first step alone
 
 
 def describe(batch: GroupBatch) -> dict[str, Any]:
@@ -21,13 +22,13 @@ def describe(batch: GroupBatch) -> dict[str, Any]:
     scored = [item for group in batch.groups for item in group.scored]
     rewards = np.array([_reward(item) for item in scored])  # [R]
     lengths = np.array([len(item.rollout.token_ids) for item in scored])  # [R]
-    right = rewards > 0.999
+    right = np.array([item.verdict.parts.get("accuracy", _reward(item)) > 0.999 for item in scored])  # [R]
     token_lags = batch.policy_version - np.concatenate([item.rollout.token_versions for item in scored])  # [tokens]
     names = sorted({name for item in scored for name in item.verdict.parts})
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
-        "parts": {name: float(np.mean([item.verdict.parts.get(name, 0.0) for item in scored])) for name in names},
+        "parts": {name: _part_mean(scored, name) for name in names},
         "length_mean": float(lengths.mean()),
         "length_max": int(lengths.max()),
         "length_correct_mean": float(lengths[right].mean()) if right.any() else None,
@@ -44,6 +45,11 @@ def describe(batch: GroupBatch) -> dict[str, Any]:
 def _reward(item: ScoredRollout) -> float:
     assert item.verdict.reward is not None, "the broker hands out no void rollouts"
     return item.verdict.reward
+
+
+def _part_mean(scored: list[ScoredRollout], name: str) -> float:
+    """Mean over the rollouts whose reward has this part: tasks of one run may have different rewards."""
+    return float(np.mean([item.verdict.parts[name] for item in scored if name in item.verdict.parts]))
 
 
 def _equal_rewards(scored: tuple[ScoredRollout, ...]) -> bool:
@@ -88,7 +94,7 @@ class Record:
         rewards = [row["reward_mean"] for row in rows]
         last: Mapping[str, Any] = rows[-1] if rows else {}
         content = {
-            "reward_start": float(np.mean(rewards[:1])) if rows else None,
+            "reward_start": rewards[0] if rows else None,
             "reward_end": float(np.mean(rewards[-SUMMARY_WINDOW:])) if rows else None,
             "accuracy_start": rows[0]["parts"].get("accuracy") if rows else None,
             "accuracy_end": last["parts"].get("accuracy") if rows else None,
@@ -104,7 +110,7 @@ class Record:
             "versions": versions(),
         }
         partial = self.directory / "summary.json.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.write_text(json.dumps(_finite(content), indent=2) + "\n")
         partial.replace(self.directory / "summary.json")
 
 
@@ -127,4 +133,13 @@ def versions() -> dict[str, str]:
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.write("".join(json.dumps(_finite(row)) + "\n" for row in rows))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for every number that is not finite: JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

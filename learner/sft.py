@@ -7,9 +7,11 @@ them with systematic faults, so that RL has something to mend.
 
 import json
 import logging
+import math
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from learner import addition, batch, checkpoint, distributed, model, optimizer, tiny
 from learner.batch import TrainingSequence
-from learner.config import OptimizerConfig
+from learner.config import OptimizerConfig, check_optimizer
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
@@ -81,9 +83,25 @@ def main(tree: DictConfig) -> None:
     config = OmegaConf.to_object(tree)
     assert isinstance(config, SftRoot)
     try:
+        check(config)
         run(config)
     except (ValueError, OSError) as error:
         sys.exit(f"sft: {error}")
+
+
+def check(config: SftRoot) -> None:
+    """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    sft = config.sft
+    for name in ("steps", "batch_size", "tokens_per_micro_batch", "logprob_chunk", "digits", "layers", "log_every"):
+        if getattr(sft, name) < 1:
+            raise ValueError(f"sft.{name}={getattr(sft, name)}: must be at least 1")
+    if sft.hidden_size < 8 or sft.hidden_size % 8:
+        raise ValueError(f"sft.hidden_size={sft.hidden_size}: must be a multiple of 8, four heads of an even size")
+    if not 0 <= sft.faulty <= 1:
+        raise ValueError(f"sft.faulty={sft.faulty}: is a share, must be between 0 and 1")
+    if sft.model and not (Path(sft.model) / "config.json").is_file():
+        raise ValueError(f"sft.model={sft.model}: must be a directory with an HF checkpoint, but has no config.json")
+    check_optimizer(config.optimizer)
 
 
 def run(config: SftRoot) -> None:
@@ -91,6 +109,7 @@ def run(config: SftRoot) -> None:
     sft = config.sft
     if sft.threads:
         torch.set_num_threads(sft.threads)
+    Path(sft.out).mkdir(parents=True, exist_ok=True)
     ranks = distributed.start(sft.device, wait_seconds=600)
     source = Path(sft.model) if sft.model else Path(sft.out) / "initial"
     if not sft.model and ranks.first:
@@ -105,7 +124,7 @@ def run(config: SftRoot) -> None:
         checkpoint.save(Path(sft.out) / "model", state, policy.network.config, source)
         log.info("checkpoint in %s/model", sft.out)
     else:
-        list(state)
+        deque(state, maxlen=0)  # takes part in the gathering
     distributed.stop()
 
 
@@ -117,26 +136,33 @@ def train(
     sft: SftConfig,
     ranks: Ranks,
 ) -> None:
-    """`sft.steps` updates; every rank draws the same examples and takes its share."""
+    """`sft.steps` updates; every rank draws the same examples and takes its share. Rank 0 writes sft_metrics.jsonl."""
     began = time.monotonic()
+    lines = Path(sft.out) / "sft_metrics.jsonl"
+    if ranks.first:
+        lines.write_text("")
     for step in range(1, sft.steps + 1):
         drawn = [next(examples) for _ in range(sft.batch_size)]
         sequences = training_sequences(drawn, tokenizer)
         micro_batches = batch.share(
             sequences, budget=sft.tokens_per_micro_batch, rank=ranks.rank, world=ranks.world, device=ranks.device
         )
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for micro_batch in micro_batches:
             logprobs, _ = policy(micro_batch, 1.0)  # [N]
             loss = masked_sum(-logprobs * micro_batch.token_weights, micro_batch.loss_mask)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        steps.step()
-        if ranks.first and (step % sft.log_every == 0 or step == sft.steps):
-            line = {"step": step, "steps": sft.steps, "loss": total, "seconds": time.monotonic() - began}
-            with (Path(sft.out) / "sft_metrics.jsonl").open("a") as file:
+            total += loss.detach()
+        if not math.isfinite(norm := steps.step()):
+            raise ValueError(f"step {step}: the gradient norm is {norm}; a lower optimizer.lr may help")
+        if step % sft.log_every and step < sft.steps:
+            continue
+        torch.distributed.all_reduce(total)
+        if ranks.first:
+            line = {"step": step, "steps": sft.steps, "loss": total.item(), "seconds": time.monotonic() - began}
+            with lines.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            log.info("step %d of %d: loss %.4f", step, sft.steps, total)
+            log.info("step %d of %d: loss %.4f", step, sft.steps, total.item())
 
 
 def training_sequences(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[TrainingSequence]:
@@ -178,10 +204,12 @@ def addition_examples(sft: SftConfig) -> Iterator[Example]:
 def file_examples(path: Path, seed: int) -> Iterator[Example]:
     """The lines of a JSONL file, shuffled anew each epoch. Raises `ValueError` with file, line and field."""
     examples = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             content = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
         for name in ("prompt", "completion"):
             if not isinstance(content, dict) or not isinstance(content.get(name), str) or not content[name]:

@@ -3,12 +3,13 @@
 Legend: N tokens of the whole batch, S sequences; ρ = π/μ of a token, W = Π ρ of a sequence.
 """
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from learner.losses import LOG_RATIO_BOUND
 
-COLUMNS = 4  # log ρ, entropy, bounded, sequence index
+COLUMNS = 5  # log ρ, entropy, bounded, sequence index, staleness
 
 
 def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
@@ -28,13 +29,15 @@ def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
 def describe(tokens: torch.Tensor, *, truncation: float) -> dict[str, object]:
     """Metrics of a step from its tokens [N, COLUMNS] (float64); `truncation` is the cap used for `ess_truncated`.
 
-    `kl_k1`, `kl_k3`: KL(μ‖π) estimated on the sampler's tokens (Schulman 2020). `ess`: (ΣW)² / (S ΣW²) of the sequence
-    weights. `ess_truncated`: the same of the token weights min(ρ, truncation), which are what the loss uses.
+    `kl_k1`, `kl_k3`: KL(μ‖π) estimated on the sampler's tokens (Schulman 2020); `kl_k3_lag0` on tokens of the very
+    weights that are trained, where only numerics differ (None without such tokens). `ess`: (ΣW)² / (S ΣW²) of the
+    sequence weights. `ess_truncated`: the same of the token weights min(ρ, truncation), which are what the loss uses.
     """
-    log_ratio, entropy, bounded, sequence = tokens.unbind(-1)
+    log_ratio, entropy, bounded, sequence, staleness = tokens.unbind(-1)
     clamped = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratios = clamped.exp()
-    quantiles = torch.quantile(ratios, torch.tensor([0.0, 0.5, 0.99, 1.0], dtype=ratios.dtype)).tolist()
+    k3, fresh = ratios - 1 - clamped, staleness == 0
+    quantiles = np.quantile(ratios.numpy(), [0.0, 0.5, 0.99, 1.0]).tolist()  # torch's refuses more than 2²⁴ values
     place = torch.unique(sequence, return_inverse=True)[1]  # [N]
     sums = torch.zeros(int(place.max()) + 1, dtype=log_ratio.dtype).index_add_(0, place, log_ratio)  # [S]
     return {
@@ -42,8 +45,9 @@ def describe(tokens: torch.Tensor, *, truncation: float) -> dict[str, object]:
         "clip_fraction": float(bounded.mean()),
         "ratio": dict(zip(("min", "p50", "p99", "max"), quantiles, strict=True)),
         "kl_k1": float(-clamped.mean()),
-        "kl_k3": float((ratios - 1 - clamped).mean()),
-        "ess": effective_share(sums.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()),
+        "kl_k3": float(k3.mean()),
+        "kl_k3_lag0": float(k3[fresh].mean()) if fresh.any() else None,
+        "ess": effective_share((sums - sums.max()).exp()),  # a common factor changes nothing, and none overflows
         "ess_truncated": effective_share(ratios.clamp(max=truncation)),
     }
 

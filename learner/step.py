@@ -30,9 +30,8 @@ class StepResult:
     described: dict[str, object]  # see learner.stats.describe
 
     def row(self) -> dict[str, Any]:
-        """Its part of a line of metrics.jsonl; a number that is not finite becomes null."""
-        numbers = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr}
-        return {name: value if np.isfinite(value) else None for name, value in numbers.items()} | self.described
+        """Its part of a line of metrics.jsonl."""
+        return {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, **self.described}
 
 
 def training_sequences(batch: GroupBatch, config: LossConfig, longest: int) -> list[TrainingSequence]:
@@ -91,7 +90,8 @@ def train_step(
         loss = masked_sum(-token.value * batch.token_weights, batch.loss_mask)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach().double().cpu()
-        columns = (current - batch.behaviour_logprobs, entropy.detach(), token.bounded, batch.sequence_index)
+        log_ratio = current - batch.behaviour_logprobs
+        columns = (log_ratio, entropy.detach(), token.bounded, batch.sequence_index, batch.staleness)
         rows.append(torch.stack([column.double() for column in columns], dim=-1)[batch.loss_mask])
     lr = optimizer.lr
     norm = optimizer.step()
@@ -104,5 +104,5 @@ def train_step(
 
 
 def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum of the values where `mask` holds; what is elsewhere, NaN included, has neither value nor gradient."""
+    """Sum of the values where `mask` holds; a value elsewhere, NaN included, neither counts nor gets a gradient."""
     return torch.where(mask, values, torch.zeros_like(values)).sum()
