@@ -52,8 +52,8 @@ def main(tree: DictConfig) -> None:
     except (ProtocolError, EngineFailure) as error:
         log.error("%s", error)
         code = 1
-    except SystemExit:
-        log.info("stopped while it started")
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
     _end(code)
 
 
@@ -62,7 +62,7 @@ def _work(config: ActorRoot, link: Link) -> None:
     run = link.welcome.run
     log.info("joined run %s at %s", run.name, config.broker)
     weights = WeightReceiver(seconds=config.actor.weights_seconds)
-    reason = "stopped while it started"
+    reason = "it crashed: see its log"
     try:
         with link.kept_alive("the engine to start"):
             from actors.engine import VllmEngine  # takes seconds: only once a broker has answered
@@ -76,6 +76,9 @@ def _work(config: ActorRoot, link: Link) -> None:
         reason = over.reason if over else actor.stopped_because
         if config.engine.tensor_parallel_size > 1:
             engine.close()
+    except SystemExit:
+        reason = "stopped while it started"
+        raise
     except (ProtocolError, EngineFailure) as error:
         reason = str(error)
         raise

@@ -78,7 +78,10 @@ class VllmEngine:
             with warnings.catch_warnings(action="ignore"):  # they are about vLLM's own imports
                 self._llm = LLMEngine.from_engine_args(_engine_args(directory, config))
         except (ValueError, OSError) as error:
-            raise EngineFailure(f"vLLM cannot start for model={model}: {error}") from error
+            raise EngineFailure(
+                f"vLLM cannot start for model={model}: {error}; what must fit is decided by engine.max_model_len, "
+                "engine.kv_cache_bytes (CPU) and engine.gpu_memory_utilization (GPU)"
+            ) from error
         self._tokenizer = self._llm.get_tokenizer()
         self._scheduler = self._llm.engine_core.engine_core.scheduler
         self.max_model_len = int(self._llm.model_config.max_model_len)

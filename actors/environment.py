@@ -26,3 +26,4 @@ def prepare(config: EngineConfig) -> None:
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(level)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a crash shows where

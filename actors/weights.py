@@ -139,7 +139,10 @@ class WeightReceiver:
     def _begin(self, manifest: WeightManifest) -> None:
         if manifest.endpoint != self._endpoint:
             self.close()
-            self._server, self._endpoint = Dealer(manifest.endpoint), manifest.endpoint
+            try:
+                self._server, self._endpoint = Dealer(manifest.endpoint), manifest.endpoint
+            except ValueError as error:
+                raise WeightsUnavailable(f"version {manifest.version}: {error}") from error
         sizes = [shard.nbytes for shard in manifest.shards]
         self._fetch = _Fetch(
             manifest=manifest,

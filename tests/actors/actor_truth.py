@@ -83,9 +83,30 @@ class Versions:
         return ids[len(prompt_ids) :]
 
 
+def steps(engine: Engine, count: int) -> dict[str, Finished]:
+    """What ends within `count` steps."""
+    return {finished.request_id: finished for _ in range(count) for finished in engine.step()}
+
+
 def finish(engine: Engine) -> dict[str, Finished]:
     """Step until all requests have ended."""
     done: dict[str, Finished] = {}
     while engine.running + engine.waiting:
-        done |= {finished.request_id: finished for finished in engine.step()}
+        done |= steps(engine, 1)
     return done
+
+
+def token_versions(finished: Finished) -> list[int]:
+    """The version of each token, [T]."""
+    return [span.version for span in finished.version_spans for _ in range(span.tokens)]
+
+
+def assert_spans_are_true(finished: Finished, versions: Versions, prompt_ids: Sequence[int]) -> None:
+    """Each span names its version's fingerprint, and its logprobs are those that version gives."""
+    begin = 0
+    for span in finished.version_spans:
+        assert span.fingerprint == versions.published[span.version].manifest.fingerprint
+        truth = versions.logprobs(span.version, prompt_ids, finished.token_ids.tolist())
+        part = slice(begin, begin + span.tokens)
+        np.testing.assert_allclose(finished.behaviour_logprobs[part], truth[part], atol=TOLERANCE)
+        begin += span.tokens

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
-from actor_truth import TOLERANCE, Versions, finish
+from actor_truth import Versions, assert_spans_are_true, finish, steps
 
 from actors.requests import Engine
 
@@ -29,17 +28,11 @@ def engine(versions: Versions, start_engine: Callable[..., Engine]) -> Iterator[
 def test_every_span_has_its_versions_logprobs(engine: Engine, versions: Versions) -> None:
     versions.load_into(engine)
     prompt_ids = engine.encode("33+59=")
-    for seed in range(4):
+    for seed in range(6):
         engine.add(f"{seed}", prompt_ids, seed)
-    for _ in range(6):
-        engine.step()
+    done = steps(engine, 6)
     versions.load_into(engine)
-    done = finish(engine)
+    done |= finish(engine)
     assert any(len(finished.version_spans) == 2 for finished in done.values())
     for finished in done.values():
-        begin = 0
-        for span in finished.version_spans:
-            truth = versions.logprobs(span.version, prompt_ids, finished.token_ids.tolist())
-            part = slice(begin, begin + span.tokens)
-            np.testing.assert_allclose(finished.behaviour_logprobs[part], truth[part], atol=TOLERANCE)
-            begin += span.tokens
+        assert_spans_are_true(finished, versions, prompt_ids)

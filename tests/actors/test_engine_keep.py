@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from actor_truth import LONG, TOLERANCE, Versions, finish
+from actor_truth import LONG, SAMPLING, TOLERANCE, Versions, finish, steps, token_versions
 
 from actors.requests import Engine
 
@@ -35,34 +35,35 @@ def test_spans_are_exact_and_sampling_goes_on(engine: Engine, versions: Versions
     first = engine.version
     assert first is not None
     prompt_ids = engine.encode(LONG)
-    engine.add("running", prompt_ids, seed=5)
-    for _ in range(6):
-        engine.step()
+    for seed in range(4):
+        engine.add(f"{seed}", prompt_ids, seed)
+    done = steps(engine, 6)
     versions.load_into(engine)
-    finished = finish(engine)["running"]
-    spans = [(span.version, span.tokens) for span in finished.version_spans]
-    assert spans == [(first, 6), (first + 1, len(finished.token_ids) - 6)]
-    old = versions.logprobs(first, prompt_ids, finished.token_ids.tolist())
-    np.testing.assert_allclose(finished.behaviour_logprobs[:6], old[:6], atol=TOLERANCE)
-    new = versions.logprobs(first + 1, prompt_ids, finished.token_ids.tolist())
-    gap = np.abs(finished.behaviour_logprobs[6:] - new[6:]).max()
+    done |= finish(engine)
+    assert len(done) == 4
+    mixed = [finished for finished in done.values() if len(finished.version_spans) == 2]
+    assert mixed, "one of four completions must live through the update"
+    for finished in done.values():
+        assert token_versions(finished) == ([first] * 6 + [first + 1] * SAMPLING.max_tokens)[: len(finished.token_ids)]
+        old = versions.logprobs(first, prompt_ids, finished.token_ids.tolist())
+        np.testing.assert_allclose(finished.behaviour_logprobs[:6], old[:6], atol=TOLERANCE)
+    new = versions.logprobs(first + 1, prompt_ids, mixed[0].token_ids.tolist())
+    gap = np.abs(mixed[0].behaviour_logprobs[6:] - new[6:]).max()
     assert gap > TOLERANCE, "KV of the older version was kept, so these are not the new version's exact logprobs"
 
 
 def test_requests_that_begin_after_the_update_see_no_stale_prefix(engine: Engine, versions: Versions) -> None:
     """The same long prompt is cached under the old version and still held by running requests."""
     prompt_ids = engine.encode(LONG)
-    for index in range(6):  # four places: two wait, and have no KV to keep
+    for index in range(12):  # four places: the others wait, and have no KV to keep
         engine.add(f"old-{index}", prompt_ids, seed=index)
-    for _ in range(3):
-        engine.step()
-    waiting = engine.waiting
-    assert waiting >= 1
+    steps(engine, 3)
+    assert engine.waiting
     version = versions.load_into(engine)
-    engine.add("new", prompt_ids, seed=7)
+    engine.add("new", prompt_ids, seed=99)
     done = finish(engine)
     whole = [finished for finished in done.values() if finished.version_spans[0].version == version]
-    assert {finished.request_id for finished in whole} >= {"new", "old-5"}
+    assert {finished.request_id for finished in whole} >= {"new", "old-11"}
     for finished in whole:
         truth = versions.logprobs(version, prompt_ids, finished.token_ids.tolist())
         np.testing.assert_allclose(finished.behaviour_logprobs, truth, atol=TOLERANCE)

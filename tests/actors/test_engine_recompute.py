@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from actor_truth import LONG, SAMPLING, TOLERANCE, Versions, finish
+from actor_truth import (
+    LONG,
+    SAMPLING,
+    TOLERANCE,
+    Versions,
+    assert_spans_are_true,
+    finish,
+    steps,
+    token_versions,
+)
 
 from actors.requests import Engine, EngineFailure, ImpossiblePrompt
 
@@ -60,30 +69,26 @@ def test_updates_in_flight_give_exact_spans_and_each_spans_logprobs(engine: Engi
     first = engine.version
     assert first is not None
     prompts = {"short": engine.encode("33+59="), "long": engine.encode(LONG), "late": engine.encode("1+2=")}
+    seeds = range(6)  # some completions end before the updates
     for name in ("short", "long"):
-        engine.add(name, prompts[name], seed=5)
-    for _ in range(5):
-        engine.step()
+        for seed in seeds:
+            engine.add(f"{name}-{seed}", prompts[name], seed)
+    done = steps(engine, 5)
     versions.load_into(engine)
-    engine.add("late", prompts["late"], seed=5)
-    for _ in range(4):
-        engine.step()
+    for seed in seeds:
+        engine.add(f"late-{seed}", prompts["late"], seed)
+    done |= steps(engine, 4)
     versions.load_into(engine)
     versions.load_into(engine)  # samples nothing: the next one follows at once
-    done = finish(engine)
-    assert done.keys() == prompts.keys()
-    for name, finished in done.items():
-        tokens = len(finished.token_ids)
-        assert tokens > 9, "the seed must give a completion that lives through the updates"
-        expected = [(first + 1, 4)] if name == "late" else [(first, 5), (first + 1, 4)]
-        spans = [(span.version, span.tokens) for span in finished.version_spans]
-        assert spans == [*expected, (first + 3, tokens - sum(count for _, count in expected))]
-        begin = 0
-        for span in finished.version_spans:
-            truth = versions.logprobs(span.version, prompts[name], finished.token_ids.tolist())
-            part = slice(begin, begin + span.tokens)
-            np.testing.assert_allclose(finished.behaviour_logprobs[part], truth[part], atol=TOLERANCE)
-            begin += span.tokens
+    done |= finish(engine)
+    assert len(done) == 18
+    assert max(len(finished.version_spans) for finished in done.values()) == 3
+    for request_id, finished in done.items():
+        name = request_id.split("-")[0]
+        sampled_by = [first + 1] * 4 if name == "late" else [first] * 5 + [first + 1] * 4
+        sampled_by += [first + 3] * SAMPLING.max_tokens
+        assert token_versions(finished) == sampled_by[: len(finished.token_ids)]
+        assert_spans_are_true(finished, versions, prompts[name])
 
 
 def test_an_update_to_equal_weights_changes_no_token(engine: Engine, versions: Versions) -> None:

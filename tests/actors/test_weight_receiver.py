@@ -225,6 +225,11 @@ def test_a_manifest_that_contradicts_itself_is_refused(server: Server, receiver:
         receiver.offer(lying)
 
 
+def test_an_endpoint_that_is_none_is_named(server: Server, receiver: WeightReceiver) -> None:
+    with pytest.raises(WeightsUnavailable, match="version 0: cannot connect to 'nowhere'"):
+        receiver.offer(server.manifest(0, endpoint="nowhere"))
+
+
 def test_a_server_that_moved_is_followed(server: Server, receiver: WeightReceiver) -> None:
     other = Server()
     receiver.offer(server.manifest(0))
