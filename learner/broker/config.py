@@ -21,7 +21,7 @@ class TaskConfig:
         "plain", "how the prompt is put to the model: `plain`, `r1`, or a text with `{prompt}` in it"
     )
     digits: int = option(2, "addition: digits of each operand")
-    size: int = option(0, "tasks in an epoch for generators; 0: endless")
+    size: int = option(0, "tasks in an epoch of a generator; 0: addition is endless, a reasoning_gym family has 10,000")
     epochs: int = option(0, "times a finite source is repeated; 0: without end")
     shuffle: bool = option(True, "shuffle a file's tasks anew each epoch")
     params: dict[str, str] = option({}, "reasoning_gym: parameters of the family, as `task.params.min_terms=3`")

@@ -1,0 +1,46 @@
+"""Digit addition without end; `task.digits` is the dial of difficulty. Held-out problems never occur."""
+
+import random
+
+from learner import addition
+from learner.broker.config import TaskConfig
+from learner.broker.tasks.template import Wrap
+from protocol.messages import Task
+
+REWARD = "0.5*accuracy + 0.5*format"
+
+
+class AdditionTasks:
+    """A problem for every index up to `task.size`, drawn by seed and index alone."""
+
+    def __init__(self, config: TaskConfig, seed: int, wrap: Wrap) -> None:
+        if not 1 <= config.digits <= 100:
+            raise ValueError(f"task.digits={config.digits}: must be 1 to 100")
+        self.config = config
+        self.seed = seed
+        self.wrap = wrap
+
+    def task(self, index: int) -> Task | None:
+        """The problem at `index`; an epoch of `task.size` problems is repeated `task.epochs` times."""
+        if (place := place_in_epoch(index, self.config)) is None:
+            return None
+        chance = random.Random(f"addition/{self.seed}/{place}")
+        a, b = addition.operands(chance, self.config.digits)
+        while addition.held_out(a, b):
+            a, b = addition.operands(chance, self.config.digits)
+        return Task(
+            task_id=f"{a}+{b}",
+            prompt=self.wrap(addition.prompt(a, b)),
+            reward=self.config.reward or REWARD,
+            reference=str(a + b),
+            metadata={"accuracy": "numeric"},
+        )
+
+
+def place_in_epoch(index: int, config: TaskConfig) -> int | None:
+    """Where `index` falls in a generator's epoch, None past the last one; without a size there is one endless epoch."""
+    if not config.size:
+        return index
+    if config.epochs and index >= config.size * config.epochs:
+        return None
+    return index % config.size

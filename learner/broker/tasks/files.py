@@ -1,0 +1,74 @@
+"""Tasks from JSONL and parquet files: `prompt`, `reward`, `reference`, and free metadata in all other columns."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from learner.broker.tasks.template import Wrap
+from protocol.messages import Task
+
+FIELDS = ("prompt", "reward", "reference")
+
+
+def read_files(paths: Sequence[str], default_reward: str, wrap: Wrap) -> list[Task]:
+    """All tasks of all files, in order. Raises `ValueError` that names file, line and field of the first bad one."""
+    tasks = []
+    for name in paths:
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"task.files: {path} is not a file")
+        for place, row in _rows(path):
+            tasks.append(_task(f"{path}:{place}", row, default_reward, wrap))
+    if not tasks:
+        raise ValueError(f"task.files: no tasks in {', '.join(paths)}")
+    return tasks
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line number, counted from 1, and content of each row."""
+    if path.suffix == ".parquet":
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{path}: cannot be read as parquet: {error}") from None
+        yield from enumerate(table.to_pylist(), start=1)
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise ValueError(f"{path}: must end in .jsonl or .parquet")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
+
+
+def _task(where: str, row: Any, default_reward: str, wrap: Wrap) -> Task:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: must be an object with {', '.join(FIELDS)}, got {type(row).__name__}")
+    values = {"reward": default_reward, **{name: row[name] for name in FIELDS if row.get(name) is not None}}
+    for name in FIELDS:
+        if name not in values:
+            raise ValueError(f"{where}: field {name!r} is missing")
+        if not isinstance(values[name], str):
+            raise ValueError(f"{where}: field {name!r} must be a text, got {type(values[name]).__name__}")
+        if name != "reference" and not values[name].strip():
+            raise ValueError(f"{where}: field {name!r} is empty" + ("; or set task.reward" if name == "reward" else ""))
+    metadata = {name: value for name, value in row.items() if name not in FIELDS}
+    try:
+        json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: metadata {sorted(metadata)} must be plain JSON values: {error}") from None
+    return Task(
+        task_id=where[-256:],
+        prompt=wrap(values["prompt"]),
+        reward=values["reward"],
+        reference=values["reference"],
+        metadata=metadata,
+    )
