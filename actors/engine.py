@@ -13,7 +13,6 @@ Array legend: T completion tokens of one request, P prompt tokens, S bytes of on
 """
 
 import gc
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.checkpoint import Checkpoint
 from actors.config import EngineConfig
 from actors.requests import Bytes, EngineFailure, Finished, ImpossiblePrompt, Tensors
 from protocol.messages import Sampling, TensorSpec, VersionSpan
@@ -72,11 +72,11 @@ class VllmEngine:
         self._fingerprints: dict[str, str] = {}  # by version, as vLLM writes it
         self._requests: dict[str, _Request] = {}
         self._ended_tokens = 0
-        directory = Path(model)
-        self._stop_ids = _stop_ids(directory)
+        checkpoint = Checkpoint(Path(model))
+        self._stop_ids = checkpoint.stop_ids
         try:
             with warnings.catch_warnings(action="ignore"):  # they are about vLLM's own imports
-                self._llm = LLMEngine.from_engine_args(_engine_args(directory, config))
+                self._llm = LLMEngine.from_engine_args(_engine_args(checkpoint, config))
         except (ValueError, OSError) as error:
             raise EngineFailure(
                 f"vLLM cannot start for model={model}: {error}; what must fit is decided by engine.max_model_len, "
@@ -251,17 +251,16 @@ def _torch_view(spec: TensorSpec, data: Bytes) -> torch.Tensor:
     return torch.from_numpy(aligned).view(dtype).reshape(spec.shape)
 
 
-def _engine_args(model: Path, config: EngineConfig) -> EngineArgs:
-    architecture = _read_json(model / "config.json")
+def _engine_args(checkpoint: Checkpoint, config: EngineConfig) -> EngineArgs:
     on_cpu = current_platform.is_cpu()
     if on_cpu and not config.enforce_eager:
         raise EngineFailure("engine.enforce_eager=false: CUDA graphs need a GPU, and this vLLM is built for the CPU")
     if config.tensor_parallel_size == 1:
-        _register(architecture)
+        _register(checkpoint.architectures)
     return EngineArgs(
-        model=str(model),
+        model=str(checkpoint.directory),
         load_format="dummy",  # every version comes from the learner, the first one too
-        dtype=_dtype(architecture) if config.dtype == "auto" else config.dtype,
+        dtype=checkpoint.dtype if config.dtype == "auto" else config.dtype,
         max_model_len=config.max_model_len or None,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel_size,
@@ -281,32 +280,8 @@ def _engine_args(model: Path, config: EngineConfig) -> EngineArgs:
     )
 
 
-def _register(architecture: dict[str, Any]) -> None:
+def _register(architectures: Sequence[str]) -> None:
     """Import the model's class here: else vLLM looks at it in a process of its own first, which takes 8 s."""
-    for name in architecture.get("architectures") or ():
+    for name in architectures:
         if (known := ModelRegistry.models.get(name)) is not None:
             ModelRegistry.register_model(name, known.load_model_cls())
-
-
-def _dtype(architecture: dict[str, Any]) -> str:
-    """The dtype in which the model is stored; vLLM's own `auto` would make bfloat16 of float32."""
-    text = architecture.get("text_config") or {}
-    name = architecture.get("dtype") or architecture.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    return str(name or "float32").removeprefix("torch.")
-
-
-def _stop_ids(model: Path) -> list[int]:
-    """Further tokens that end a completion beside the tokenizer's EOS, from generation_config.json."""
-    path = model / "generation_config.json"
-    stop = _read_json(path).get("eos_token_id") if path.exists() else None
-    return [stop] if isinstance(stop, int) else list(stop or ())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EngineFailure(
-            f"cannot read {path}: {error}; the broker's model= must name an HF directory that this actor can read"
-        ) from error
-    return content
