@@ -34,15 +34,16 @@ class Versions:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         return model.eval()
 
-    def publish(self, endpoint: str = "tcp://127.0.0.1:1") -> PublishedVersion:
-        """A new version: every parameter moves by a tenth of its spread."""
+    def publish(self, endpoint: str = "tcp://127.0.0.1:1", dtype: torch.dtype = torch.float32) -> PublishedVersion:
+        """A new version, published in `dtype`: every parameter moves by a tenth of its spread."""
         version = len(self.published)
         with torch.no_grad():
             for parameter in self._model.parameters():
                 noise = torch.randn(parameter.shape, generator=self._random)
-                parameter += 0.1 * noise * (parameter.std() + 0.05)
+                moved = parameter + 0.1 * noise * (parameter.std() + 0.05)
+                parameter.copy_(moved.to(dtype))
         self._model.save_pretrained(self.directory / f"version-{version}")
-        published = seal(snapshot(version, self._model.state_dict().items(), None), endpoint)
+        published = seal(snapshot(version, self._model.state_dict().items(), dtype), endpoint)
         self.published.append(published)
         return published
 
@@ -52,9 +53,9 @@ class Versions:
             self._truths[version] = self._load(self.directory / f"version-{version}")
         return self._truths[version]
 
-    def load_into(self, engine: Engine) -> int:
+    def load_into(self, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
         """Publish a version and load it into an engine as the loop does; its number."""
-        published = self.publish()
+        published = self.publish(dtype=dtype)
         data = np.concatenate(published.shards)
         manifest = published.manifest
         tensors = ((spec, data[spec.offset : spec.offset + spec.nbytes]) for spec in manifest.tensors)

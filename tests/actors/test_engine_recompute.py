@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from actor_truth import (
     LONG,
     SAMPLING,
@@ -89,6 +90,13 @@ def test_updates_in_flight_give_exact_spans_and_each_spans_logprobs(engine: Engi
         sampled_by += [first + 3] * SAMPLING.max_tokens
         assert token_versions(finished) == sampled_by[: len(finished.token_ids)]
         assert_spans_are_true(finished, versions, prompts[name])
+
+
+def test_weights_published_in_bfloat16_are_loaded_exactly(engine: Engine, versions: Versions) -> None:
+    prompt_ids = engine.encode("33+59=")
+    versions.load_into(engine, torch.bfloat16)
+    engine.add("half", prompt_ids, seed=1)
+    assert_spans_are_true(finish(engine)["half"], versions, prompt_ids)
 
 
 def test_an_update_to_equal_weights_changes_no_token(engine: Engine, versions: Versions) -> None:
