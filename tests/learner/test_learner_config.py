@@ -1,0 +1,101 @@
+"""What the learner and the cold start refuse to begin with, and in which words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner import sft
+from learner.config import LearnerRoot, check
+
+REFUSED = {
+    "loss.name": ("reinforce", "must be one of ppo_clip, cispo"),
+    "loss.advantage": ("gae", "must be one of grpo, dr_grpo, rloo"),
+    "loss.correction": ("icepop", "must be one of tis_token, none"),
+    "loss.aggregation": ("mean", "must be one of token_mean"),
+    "loss.proximal": ("old", "must be one of recompute, behaviour"),
+    "loss.clip_low": (1.0, "below 1"),
+    "loss.clip_high": (-0.1, "must not be below 0"),
+    "loss.dual_clip": (0.5, "above 1, or 0 to turn it off"),
+    "loss.cispo_cap": (0.0, "above 0"),
+    "loss.tis_cap": (-1.0, "above 0"),
+    "learner.steps": (0, "at least 1"),
+    "learner.target_window": (0, "at least 1"),
+    "learner.ranks": (0, "at least 1"),
+    "learner.device": ("tpu", "must be one of auto, cpu, cuda"),
+    "learner.param_dtype": ("float16", "must be one of float32, bfloat16"),
+    "learner.publish_dtype": ("int8", "must be one of float32, bfloat16, float16"),
+    "learner.tokens_per_micro_batch": (0, "at least 1"),
+    "learner.logprob_chunk": (0, "at least 1"),
+    "learner.versions_kept": (0, "at least 1"),
+    "learner.batch_wait_seconds": (0.0, "above 0"),
+    "learner.samples_per_step": (-1, "not be below 0"),
+    "learner.threads": (-1, "not be below 0"),
+    "optimizer.lr": (0.0, "above 0"),
+    "optimizer.eps": (0.0, "above 0"),
+    "optimizer.max_grad_norm": (0.0, "above 0"),
+    "optimizer.warmup_steps": (-1, "not be below 0"),
+    "optimizer.weight_decay": (-0.1, "not be below 0"),
+    "optimizer.beta1": (1.0, "below 1"),
+    "optimizer.beta2": (-0.1, "at least 0"),
+}
+
+
+def with_option(key: str, value: Any) -> LearnerRoot:
+    config = LearnerRoot(model="model")
+    section, name = key.split(".")
+    setattr(getattr(config, section), name, value)
+    return config
+
+
+def test_the_defaults_are_accepted() -> None:
+    check(LearnerRoot(model="model"))
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_an_option_that_cannot_work_is_refused_with_its_name_its_value_and_the_cure(key: str) -> None:
+    value, cure = REFUSED[key]
+    with pytest.raises(ValueError, match=f"^{key}={value}: ") as refusal:
+        check(with_option(key, value))
+    assert cure in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr", "loss.tis_cap", "loss.clip_low", "learner.batch_wait_seconds"])
+def test_nan_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}=nan"):
+        check(with_option(key, float("nan")))
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss.name", "cispo"), ("loss.proximal", "behaviour")])
+def test_a_correction_that_would_weigh_twice_is_refused(key: str, value: str) -> None:
+    config = with_option(key, value)
+    with pytest.raises(ValueError, match=r"weighted twice; use loss\.correction=none"):
+        check(config)
+    config.loss.correction = "none"
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("steps", 0, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("log_every", 0, "at least 1"),
+        ("hidden_size", 100, "a multiple of 8"),
+        ("faulty", 1.5, "between 0 and 1"),
+        ("model", "nowhere", "no config.json"),
+    ],
+)
+def test_the_cold_start_refuses_what_cannot_work(name: str, value: Any, cure: str, tmp_path: Path) -> None:
+    config = sft.SftRoot()
+    sft.check(config)
+    setattr(config.sft, name, value)
+    with pytest.raises(ValueError, match=f"^sft.{name}={value}: .*{cure}"):
+        sft.check(config)
+
+
+def test_the_cold_start_refuses_an_optimizer_that_cannot_work() -> None:
+    config = sft.SftRoot()
+    config.optimizer.lr = -1
+    with pytest.raises(ValueError, match=r"optimizer\.lr=-1: must be above 0"):
+        sft.check(config)
