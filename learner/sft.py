@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hydra
@@ -23,46 +23,15 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from learner import addition, batch, checkpoint, distributed, model, optimizer, tiny
+from learner import addition, batch, checkpoint, distributed, evaluation, model, optimizer, tiny
 from learner.batch import TrainingSequence
-from learner.config import OptimizerConfig, check_optimizer
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
+from learner.sft_config import SftConfig, SftRoot, check
 from learner.step import masked_sum
-from protocol.options import option
 
 log = logging.getLogger("sft")
-
-
-@dataclass(kw_only=True, slots=True)
-class SftConfig:
-    """Supervised training."""
-
-    out: str = option("runs/sft", "directory of the HF checkpoint that is written")
-    model: str = option("", "HF checkpoint to start from; empty: a tiny decoder with random weights")
-    architecture: str = option("llama", "of the tiny decoder: an HF model type such as `llama`, `qwen2`, `qwen3`")
-    hidden_size: int = option(128, "of the tiny decoder")
-    layers: int = option(3, "of the tiny decoder")
-    data: str = option("", "JSONL with `prompt` and `completion`; empty: generated addition traces")
-    digits: int = option(2, "addition: digits of each operand")
-    faulty: float = option(0.85, "addition: share of traces with a systematic fault")
-    steps: int = option(500, "optimizer steps")
-    batch_size: int = option(64, "sequences a step")
-    tokens_per_micro_batch: int = option(8192, "padded tokens of one forward pass on one rank")
-    logprob_chunk: int = option(4096, "completion tokens whose logits exist at the same time")
-    device: str = option("auto", "`auto`, `cpu` or `cuda`")
-    threads: int = option(0, "torch threads; 0: torch decides")
-    seed: int = option(0, "seed of weights and data order")
-    log_every: int = option(20, "steps between two lines of sft_metrics.jsonl")
-
-
-@dataclass(kw_only=True, slots=True)
-class SftRoot:
-    """All that `python -m learner.sft` reads."""
-
-    sft: SftConfig = field(default_factory=SftConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, warmup_steps=20))
 
 
 ConfigStore.instance().store(name="sft_schema", node=SftRoot)
@@ -89,21 +58,6 @@ def main(tree: DictConfig) -> None:
         sys.exit(f"sft: {error}")
 
 
-def check(config: SftRoot) -> None:
-    """Refuse, with the reason, what could not work. Raises `ValueError`."""
-    sft = config.sft
-    for name in ("steps", "batch_size", "tokens_per_micro_batch", "logprob_chunk", "digits", "layers", "log_every"):
-        if getattr(sft, name) < 1:
-            raise ValueError(f"sft.{name}={getattr(sft, name)}: must be at least 1")
-    if sft.hidden_size < 8 or sft.hidden_size % 8:
-        raise ValueError(f"sft.hidden_size={sft.hidden_size}: must be a multiple of 8, four heads of an even size")
-    if not 0 <= sft.faulty <= 1:
-        raise ValueError(f"sft.faulty={sft.faulty}: is a share, must be between 0 and 1")
-    if sft.model and not (Path(sft.model) / "config.json").is_file():
-        raise ValueError(f"sft.model={sft.model}: must be a directory with an HF checkpoint, but has no config.json")
-    check_optimizer(config.optimizer)
-
-
 def run(config: SftRoot) -> None:
     """Build or load the model, train, save."""
     sft = config.sft
@@ -126,6 +80,23 @@ def run(config: SftRoot) -> None:
     else:
         deque(state, maxlen=0)  # takes part in the gathering
     distributed.stop()
+    if ranks.first and sft.evaluate and not sft.data:
+        evaluate(sft, ranks.device)
+
+
+def evaluate(sft: SftConfig, device: torch.device) -> None:
+    """Sample the saved checkpoint on held-out problems; the figures become the last line of sft_metrics.jsonl."""
+    began = time.monotonic()
+    score = evaluation.addition_score(
+        Path(sft.out) / "model", problems=sft.evaluate, digits=sft.digits, seed=sft.seed, device=device
+    )
+    line = {**asdict(score), "reward": score.reward, "seconds": time.monotonic() - began}
+    with (Path(sft.out) / "sft_metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    log.info(
+        "%d held-out problems: accuracy %.3f, format %.3f, reward %.3f",
+        *(score.problems, score.accuracy, score.format, score.reward),
+    )
 
 
 def train(
