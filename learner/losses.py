@@ -5,7 +5,9 @@ current policy; r = π/p, ρ = π/μ. Log-ratios are clamped to ±20 before exp.
 step is −Σ token_weight · correction · objective over its unmasked tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -72,12 +74,24 @@ def tis_token(inputs: TokenInputs, *, cap: float) -> tuple[torch.Tensor, torch.T
     return weight.clamp(max=cap), weight > cap
 
 
+Loss: TypeAlias = Callable[[TokenInputs, LossConfig], TokenObjective]
+Correction: TypeAlias = Callable[[TokenInputs, LossConfig], tuple[torch.Tensor, torch.Tensor]]
+
+LOSSES: dict[str, Loss] = {
+    "ppo_clip": lambda inputs, config: ppo_clip(
+        inputs, low=config.clip_low, high=config.clip_high, dual=config.dual_clip
+    ),
+    "cispo": lambda inputs, config: cispo(inputs, cap=config.cispo_cap),
+}
+CORRECTIONS: dict[str, Correction] = {
+    "tis_token": lambda inputs, config: tis_token(inputs, cap=config.tis_cap),
+}
+
+
 def objective(inputs: TokenInputs, config: LossConfig) -> TokenObjective:
-    """The objective that `config` names, times its correction."""
-    if config.name == "cispo":
-        return cispo(inputs, cap=config.cispo_cap)
-    token = ppo_clip(inputs, low=config.clip_low, high=config.clip_high, dual=config.dual_clip)
+    """The objective that `config` names, times its correction (`none`: no factor)."""
+    token = LOSSES[config.name](inputs, config)
     if config.correction == "none":
         return token
-    weight, capped = tis_token(inputs, cap=config.tis_cap)
+    weight, capped = CORRECTIONS[config.correction](inputs, config)
     return TokenObjective(weight * token.value, token.bounded | capped)
