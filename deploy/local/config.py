@@ -1,0 +1,150 @@
+"""One tree of options for a whole run: the union of what the roles read, and the launcher's own.
+
+A section that two roles read is one section here (`run`, `model`), so that they cannot disagree. `projection` gives
+each role the part that it reads. Supervised training has an optimizer of its own, which is `sft_optimizer` here and
+`optimizer` for the role.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import actors.config
+import learner.broker.config
+import learner.config
+import learner.sft_config
+from actors.config import ActorRoot
+from learner.broker.config import BrokerRoot
+from learner.config import LearnerRoot
+from learner.sft_config import SftRoot
+from protocol.options import option
+from verifier.config import VerifierRoot
+
+ROOTS: Mapping[str, type] = {
+    "broker": BrokerRoot,
+    "learner": LearnerRoot,
+    "actor": ActorRoot,
+    "verifier": VerifierRoot,
+    "sft": SftRoot,
+}
+CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "broker": learner.broker.config.check,
+    "learner": learner.config.check,
+    "actor": actors.config.check,
+    "sft": learner.sft_config.check,
+}
+RENAMED = {("sft", "optimizer"): "sft_optimizer"}  # (role, its section) → the section of this tree
+PLACEMENTS = ("auto", "none")
+VIEWS = ("auto", "rich", "plain", "none")
+
+
+@dataclass(kw_only=True, slots=True)
+class LauncherConfig:
+    """What `python -m deploy.local` itself decides; its fields stand at the root of the tree."""
+
+    broker: str = option("tcp://127.0.0.1:*", "address on which the broker listens; `*` takes a free port")
+    model: str = option("", "HF checkpoint directory to train from; empty: the one that the cold start makes")
+    cold_start: bool = option(False, "make the model by supervised training first, unless the run has it already")
+    actors: int = option(1, "actor processes")
+    verifiers: int = option(1, "verifier processes")
+    placement: str = option(
+        "auto", "`auto`: the learner on the first core, actors on the others; `none`: the system decides"
+    )
+    overwrite: bool = option(False, "clear a run directory that holds a run already, instead of refusing it")
+    view: str = option("auto", "`rich`, `plain` or `none`; `auto`: rich on a terminal, else plain lines")
+    report: bool = option(True, "write plots and report.html at the end")
+    start_seconds: float = option(60.0, "longest wait for the broker to listen")
+    end_seconds: float = option(20.0, "time for every role to end by itself once the run is over")
+
+
+def _union() -> type[LauncherConfig]:
+    """`LauncherConfig` with every root field of every role that it does not decide itself."""
+    own = {each.name for each in fields(LauncherConfig)}
+    added: dict[str, tuple[str, Any, Any]] = {}
+    for role, root in ROOTS.items():
+        for each in fields(root):
+            name = RENAMED.get((role, each.name), each.name)
+            if name in own:
+                continue
+            if name in added and added[name][1] != each.type:
+                raise TypeError(f"{root.__name__}.{each.name} is {each.type}, another role has {added[name][1]}")
+            added.setdefault(name, (name, each.type, _copy(each)))
+    return make_dataclass("LocalRoot", added.values(), bases=(LauncherConfig,), kw_only=True, slots=True)
+
+
+def _copy(each: "Field[Any]") -> Any:
+    if each.default_factory is not MISSING:
+        return field(default_factory=each.default_factory, metadata=each.metadata)
+    return field(default=each.default, metadata=each.metadata)
+
+
+LocalRoot = _union()
+
+
+def run_directory(tree: DictConfig) -> Path:
+    """Where the run keeps its files."""
+    return Path(tree.run.dir)
+
+
+def model_directory(tree: DictConfig) -> Path:
+    """The checkpoint from which the run starts."""
+    return Path(tree.model) if tree.model else Path(tree.sft.out) / "model"
+
+
+def projection(tree: DictConfig, role: str, **replaced: str) -> dict[str, Any]:
+    """The part of the tree that `role` reads, resolved, with root fields `replaced` where the role has them."""
+    plain = OmegaConf.to_container(tree, resolve=True)
+    assert isinstance(plain, dict)
+    replaced = {"model": str(model_directory(tree))} | replaced
+    part = {}
+    for each in fields(ROOTS[role]):
+        section = RENAMED.get((role, each.name), each.name)
+        part[each.name] = replaced.get(section, plain[section])
+    return part
+
+
+def launcher(tree: DictConfig) -> LauncherConfig:
+    """The tree as an object, of which the launcher reads its own fields. Raises `ValueError` on what it cannot do."""
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, LauncherConfig)
+    check(tree, config)
+    return config
+
+
+def check(tree: DictConfig, config: LauncherConfig) -> None:
+    """Refuse before anything starts what the launcher or any role would refuse. Raises `ValueError`."""
+    for name, value, allowed in (("placement", config.placement, PLACEMENTS), ("view", config.view, VIEWS)):
+        if value not in allowed:
+            raise ValueError(f"{name}={value}: must be one of {', '.join(allowed)}")
+    for name in ("actors", "verifiers"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must be 0 (they join by hand) or more")
+    for name in ("start_seconds", "end_seconds"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must be more than 0 seconds")
+    if config.cold_start and config.model:
+        raise ValueError(f"model={config.model} with cold_start=true: the cold start makes the model; give one of them")
+    if not config.cold_start and not config.model:
+        raise ValueError("no model to train: give model=<HF checkpoint directory>, or cold_start=true to make one")
+    if config.model and not (Path(config.model) / "config.json").is_file():
+        raise ValueError(f"model={config.model}: must be a directory with an HF checkpoint, but has no config.json")
+    for role, refuse in CHECKS.items():
+        if role == "sft" and not config.cold_start:
+            continue
+        part = OmegaConf.merge(OmegaConf.structured(ROOTS[role]), projection(tree, role))
+        try:
+            refuse(OmegaConf.to_object(part))
+        except ValueError as error:
+            raise ValueError(_in_this_tree(role, str(error))) from None
+
+
+def _in_this_tree(role: str, problem: str) -> str:
+    """`problem` with the names that sections have here."""
+    for (renamed_role, section), name in RENAMED.items():
+        if role == renamed_role:
+            problem = re.sub(rf"(?<![\w.]){section}\.", f"{name}.", problem)
+    return problem

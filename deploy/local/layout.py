@@ -1,0 +1,89 @@
+"""The run's directory: refused, cleared, and given the configuration of every role."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from deploy.local.config import projection, run_directory
+
+WRITTEN = (  # all that a run leaves; nothing else in the directory is ever removed
+    "metrics.jsonl",
+    "samples.jsonl",
+    "summary.json",
+    "report.html",
+    "broker.json",
+    "config",
+    "logs",
+    "plots",
+    "checkpoint",
+    "cold_start",
+)
+SIGNS_OF_A_RUN = ("summary.json", "metrics.jsonl")
+HEADER = "# Written by the launcher.\n"
+
+
+def claim(directory: Path, *, overwrite: bool) -> None:
+    """Make the directory ready for a new run. Raises `ValueError` when it holds one, or one is running in it."""
+    if (pid := _running_broker(directory)) is not None:
+        raise ValueError(f"{directory}: a run is going on there, its broker is process {pid}; choose another run.name")
+    if overwrite:
+        for name in WRITTEN:
+            _remove(directory / name)
+    for sign in SIGNS_OF_A_RUN:
+        if (directory / sign).exists():
+            raise ValueError(
+                f"{directory} holds a run already ({sign}): choose another run.name, or clear it with overwrite=true"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove(directory / "broker.json")
+
+
+def _running_broker(directory: Path) -> int | None:
+    """The living broker that broker.json tells of; a broker that was killed leaves the file behind."""
+    try:
+        pid = json.loads((directory / "broker.json").read_text())["pid"]
+        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(pid) if b"broker" in command else None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def config_directory(tree: DictConfig) -> Path:
+    """Where each role finds its part of the tree."""
+    return run_directory(tree) / "config"
+
+
+def role_config_text(tree: DictConfig, role: str, **replaced: str) -> str:
+    """What `run_<role>.yaml` holds: the role's schema overlaid by its part of the tree."""
+    return _text([f"{role}_schema", "hydra_quiet", "_self_"], projection(tree, role, **replaced))
+
+
+def write_config(tree: DictConfig, roles: Iterable[str], **replaced: str) -> None:
+    """Write `run_<role>.yaml` of each role. The names differ from the defaults', which would win over them."""
+    directory = config_directory(tree)
+    directory.mkdir(parents=True, exist_ok=True)
+    for role in roles:
+        (directory / f"run_{role}.yaml").write_text(role_config_text(tree, role, **replaced))
+
+
+def write_launch(tree: DictConfig) -> None:
+    """Write `run_local.yaml`, the whole tree resolved, from which the launcher can be started again."""
+    plain = OmegaConf.to_container(tree, resolve=True)
+    directory = config_directory(tree)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "run_local.yaml").write_text(_text(["local_schema", "hydra_quiet", "_self_"], plain))
+
+
+def _text(defaults: list[str], content: Any) -> str:
+    return HEADER + OmegaConf.to_yaml({"defaults": defaults}) + OmegaConf.to_yaml(content)
