@@ -68,6 +68,7 @@ def shard(policy: Policy, ranks: Ranks, *, param_dtype: str) -> Policy:
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # the loss is normalised globally already
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     return policy
 
 
