@@ -22,7 +22,7 @@ def changed_policy(directory: Path, ranks: Ranks) -> Policy:
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in policy.parameters():
-            local = parameter.to_local()  # type: ignore[operator]
+            local = parameter.to_local()  # type: ignore[attr-defined]
             local.add_(0.1 * torch.randn(local.shape, generator=random))
     return policy
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from learner import sft
+from learner import sft_config
 from learner.config import LearnerRoot, check
 
 REFUSED = {
@@ -87,15 +87,15 @@ def test_a_correction_that_would_weigh_twice_is_refused(key: str, value: str) ->
     ],
 )
 def test_the_cold_start_refuses_what_cannot_work(name: str, value: Any, cure: str, tmp_path: Path) -> None:
-    config = sft.SftRoot()
-    sft.check(config)
+    config = sft_config.SftRoot()
+    sft_config.check(config)
     setattr(config.sft, name, value)
     with pytest.raises(ValueError, match=f"^sft.{name}={value}: .*{cure}"):
-        sft.check(config)
+        sft_config.check(config)
 
 
 def test_the_cold_start_refuses_an_optimizer_that_cannot_work() -> None:
-    config = sft.SftRoot()
+    config = sft_config.SftRoot()
     config.optimizer.lr = -1
     with pytest.raises(ValueError, match=r"optimizer\.lr=-1: must be above 0"):
-        sft.check(config)
+        sft_config.check(config)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner import addition, model, optimizer, sft
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
-from learner.sft import Example, SftConfig
+from learner.sft import Example
+from learner.sft_config import SftConfig
 
 Build = Callable[[str, bool], Path]
 

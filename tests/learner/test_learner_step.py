@@ -38,7 +38,7 @@ class Recorder(Optimizer):
     def step(self) -> float:
         for name, parameter in self.policy.named_parameters():
             assert parameter.grad is not None
-            self.gradient[name] = parameter.grad.full_tensor().clone()
+            self.gradient[name] = parameter.grad.full_tensor().clone()  # type: ignore[attr-defined]
         self.inner.zero_grad()
         return 1.0
 
