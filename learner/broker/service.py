@@ -42,6 +42,17 @@ log = logging.getLogger("broker")
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 
+ROLE_OF: dict[type, str] = {  # who may send what; the rest is open to all
+    LeaseRequest: "actor",
+    RolloutDone: "actor",
+    LeaseFailed: "actor",
+    VerifyRequest: "verifier",
+    VerifyDone: "verifier",
+    WeightManifest: "learner",
+    BatchRequest: "learner",
+    Consumed: "learner",
+}
+
 
 class Broker:
     """Connects `Stream` and `Members` to a socket. `run` returns when the run is over."""
@@ -65,10 +76,11 @@ class Broker:
         while self.over is None:
             self._drain()
             self._end_overdue()
-            self._grant_leases()
-            self._assign_jobs()
-            self._hand_out_batch()
             self._check_progress()
+            if self.over is None:
+                self._grant_leases()
+                self._assign_jobs()
+                self._hand_out_batch()
             if self._show.due():
                 self._publish_status()
         self.stream.close()
@@ -107,6 +119,8 @@ class Broker:
                 self._refuse(identity, message.kind, "say Hello first: this process is not part of the run", fatal=True)
         else:
             peer.last_heard = now()
+            if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
+                raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
@@ -129,8 +143,7 @@ class Broker:
 
     @singledispatchmethod
     def _on(self, message: Message, peer: Peer) -> None:
-        """A message that this role may not send."""
-        self._refuse(peer.identity, message.kind, f"the broker takes none from a {peer.hello.role}", fatal=True)
+        raise InvalidEvent(message.kind, "is sent by the broker, not to it")
 
     @_on.register
     def _(self, message: Heartbeat, peer: Peer) -> None:
