@@ -11,6 +11,7 @@ class VerifierConfig:
 
     name: str = option("", "unique name in the run; empty: verifier-<host>-<pid>")
     workers: int = option(1, "worker processes")
+    welcome_seconds: float = option(30.0, "longest wait for the broker to answer Hello")
     backlog: int = option(32, "jobs held a worker, running one included")
     memory_bytes: int = option(
         2 * 2**30, "address space of one worker; more is an error of the check, not of the service"
@@ -25,3 +26,15 @@ class VerifierRoot:
     broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
+
+
+def check(config: VerifierRoot) -> None:
+    """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    verifier = config.verifier
+    for name in ("workers", "backlog", "checks_per_worker"):
+        if getattr(verifier, name) < 1:
+            raise ValueError(f"verifier.{name}={getattr(verifier, name)}: must be at least 1")
+    if verifier.memory_bytes < 256 * 2**20:
+        raise ValueError(f"verifier.memory_bytes={verifier.memory_bytes}: Python with sympy needs at least 256 MiB")
+    if verifier.welcome_seconds <= 0:
+        raise ValueError(f"verifier.welcome_seconds={verifier.welcome_seconds}: must be above 0")

@@ -1,0 +1,79 @@
+"""`python -m verifier broker=tcp://host:port`: join a run as a verifier."""
+
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+from types import FrameType
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from prometheus_client import start_http_server
+
+from protocol.errors import ProtocolError
+from protocol.messages import Hello
+from protocol.sockets import Dealer
+from verifier.config import VerifierRoot, check
+from verifier.pool import Pool, PoolBroken
+from verifier.service import Service
+from verifier.starter import Zygote
+
+ConfigStore.instance().store(name="verifier_schema", node=VerifierRoot)
+
+
+@hydra.main(version_base="1.3", config_path="../deploy/conf", config_name="verifier")
+def main(tree: DictConfig) -> None:
+    """Read the configuration, refuse what cannot be, check until the run is over."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, VerifierRoot)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave_at_once)
+    try:
+        check(config)
+        port = start_http_server(config.metrics_port, addr="127.0.0.1")[0].server_port
+        dealer = Dealer(config.broker)
+    except (ValueError, OSError) as error:
+        sys.exit(f"verifier: {error}")
+    verifier = config.verifier
+    pool = Pool(Zygote(verifier.memory_bytes), workers=verifier.workers, checks_per_worker=verifier.checks_per_worker)
+    try:
+        service = Service(
+            dealer,
+            pool,
+            _hello(config, port),
+            capacity=verifier.workers * verifier.backlog,
+            welcome_seconds=verifier.welcome_seconds,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: service.stop(f"got {signal.Signals(received).name}"))
+        service.run()
+    except (ProtocolError, PoolBroken) as error:
+        sys.exit(f"verifier: {error}")
+    finally:
+        pool.close()
+        dealer.close()
+
+
+def _leave_at_once(received: int, frame: FrameType | None) -> None:
+    """Before the loop runs there is nothing to finish."""
+    raise SystemExit(0)
+
+
+def _hello(config: VerifierRoot, port: int) -> Hello:
+    host = socket.gethostname()
+    return Hello(
+        role="verifier",
+        name=config.verifier.name or f"verifier-{host}-{os.getpid()}",
+        host=host,
+        pid=os.getpid(),
+        metrics_port=port,
+        versions={"python": platform.python_version()},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""What a verifier tells Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+checks = Counter(
+    "verifier_checks_total", "Rewards applied to a text: scored, timeout, memory, void", ["reward", "outcome"]
+)
+check_seconds = Histogram("verifier_check_seconds", "One reward applied to one text", ["reward"], buckets=_SECONDS)
+verdicts = Counter("verifier_verdicts_total", "Verdicts sent: reward, void", ["outcome"])
+workers_ended = Counter(
+    "verifier_workers_killed_total", "Workers ended and replaced: timeout, memory, starved, lost, renewed", ["reason"]
+)
+jobs_queued = Gauge("verifier_jobs_queued", "Jobs that no worker has begun")
+jobs_running = Gauge("verifier_jobs_running", "Jobs that a worker is at")
+messages_rejected = Counter("verifier_messages_rejected_total", "Messages that could not be taken")
