@@ -17,6 +17,7 @@ import actors.config
 import learner.broker.config
 import learner.config
 import learner.sft_config
+import verifier.config
 from actors.config import ActorRoot
 from learner.broker.config import BrokerRoot
 from learner.config import LearnerRoot
@@ -35,6 +36,7 @@ CHECKS: Mapping[str, Callable[[Any], None]] = {
     "broker": learner.broker.config.check,
     "learner": learner.config.check,
     "actor": actors.config.check,
+    "verifier": verifier.config.check,
     "sft": learner.sft_config.check,
 }
 RENAMED = {("sft", "optimizer"): "sft_optimizer"}  # (role, its section) → the section of this tree
