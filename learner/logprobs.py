@@ -7,6 +7,8 @@ the forward pass and, recomputed, in the backward pass; what fits into one chunk
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from learner.linear import linear
+
 
 def chunked_logprobs(
     hidden: torch.Tensor,  # [N, H], the states that predict the tokens
@@ -34,7 +36,7 @@ def chunked_logprobs(
 def _logprobs(
     hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = torch.nn.functional.linear(hidden, head, bias).float() / temperature  # [C, V]
+    logits = linear(hidden, head, bias).float() / temperature  # [C, V]
     normaliser = logits.logsumexp(-1)  # [C]
     logprob = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normaliser
     entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)

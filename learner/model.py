@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.batch import MicroBatch
 from learner.distributed import Ranks
+from learner.linear import speed_up
 from learner.logprobs import chunked_logprobs
 
 
@@ -56,6 +57,7 @@ def load(directory: Path, ranks: Ranks, *, param_dtype: str, chunk: int) -> Poli
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
+    speed_up(network)
     return shard(Policy(network, chunk=chunk).to(ranks.device), ranks, param_dtype=param_dtype)
 
 

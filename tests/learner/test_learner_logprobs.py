@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from learner import logprobs
+from learner.linear import linear as learner_linear
 from learner.logprobs import chunked_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 13, 8, 29
@@ -52,7 +54,7 @@ def test_no_tokens_give_no_logprobs_and_a_zero_gradient() -> None:
 def test_logits_never_exist_for_more_tokens_than_a_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[torch.Tensor] = []  # logits of the passes so far, as the graph holds them
     shapes: list[tuple[int, ...]] = []
-    linear = torch.nn.functional.linear
+    linear = learner_linear
 
     def watched(*arguments: torch.Tensor) -> torch.Tensor:
         logits = linear(*arguments)
@@ -64,7 +66,7 @@ def test_logits_never_exist_for_more_tokens_than_a_chunk(chunk: int, monkeypatch
             alive.append(tensor)
         return tensor
 
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    monkeypatch.setattr(logprobs, "linear", watched)
     hidden, head, _, targets = problem(False)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logprob, _ = chunked_logprobs(hidden, head, None, targets, temperature=0.7, chunk=chunk)

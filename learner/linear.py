@@ -1,0 +1,59 @@
+"""The linear layer, by the faster of torch's two CPU libraries.
+
+torch multiplies float32 matrices on the CPU by MKL, which uses half of what an AMD core can do; its oneDNN kernels use
+all of it, so that a training step takes a quarter less. Elsewhere, and in other dtypes, this is torch's own linear.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx
+
+HERE = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """inputs [..., I] · weight [O, I]ᵀ + bias [O], as [..., O]."""
+    fits = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.dim() > 1 and inputs.numel() > 0
+    if not (HERE and fits):
+        return nn.functional.linear(inputs, weight, bias)
+    product: torch.Tensor = _Product.apply(inputs, weight)  # type: ignore[no-untyped-call]
+    return product if bias is None else product + bias
+
+
+def speed_up(network: nn.Module) -> None:
+    """Let every plain linear layer of `network` compute by `linear`."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _Linear
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    """X · Wᵀ, with the gradients Gᵀ-wise: dX = G · W, dW = Gᵀ · X."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _multiply(inputs.flatten(0, -2), weight).view(*inputs.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)  # [M, O]
+        of_inputs = _multiply(rows, weight.t()).view(inputs.shape) if ctx.needs_input_grad[0] else None
+        of_weight = _multiply(rows.t(), inputs.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        return of_inputs, of_weight
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [M, K] · right [N, K]ᵀ."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        left.contiguous(), right.contiguous(), None, "none", [], ""
+    )
+    return product
