@@ -4,8 +4,10 @@ This is the policy that RL starts from, so nothing is greedy. The verifier's rew
 two questions are asked of a text of which we know the one right form.
 """
 
+import itertools
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +51,9 @@ def addition_score(directory: Path, *, problems: int, digits: int, seed: int, de
     judged: list[tuple[bool, bool]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        for start in range(0, problems, BATCH):
-            part = asked[start : start + BATCH]
-            prompts = torch.tensor([tokenizer(addition.prompt(a, b))["input_ids"] for a, b in part], device=device)
-            sampled = network.generate(  # [B, P + T]; prompts are equally long, so that none is padded
+        for part in alike([(a, b, tokenizer(addition.prompt(a, b))["input_ids"]) for a, b in asked]):
+            prompts = torch.tensor([ids for _, _, ids in part], device=device)  # [B, P]
+            sampled = network.generate(  # [B, P + T]
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
                 do_sample=True,
@@ -62,9 +63,17 @@ def addition_score(directory: Path, *, problems: int, digits: int, seed: int, de
                 max_new_tokens=longest,
             )
             texts = tokenizer.batch_decode(sampled[:, prompts.shape[1] :], skip_special_tokens=True)
-            judged += [judge(a, b, text) for (a, b), text in zip(part, texts, strict=True)]
+            judged += [judge(a, b, text) for (a, b, _), text in zip(part, texts, strict=True)]
     rights, forms = zip(*judged, strict=True)
     return Score(problems, sum(rights) / problems, sum(forms) / problems)
+
+
+def alike(prompts: list[tuple[int, int, list[int]]]) -> Iterator[list[tuple[int, int, list[int]]]]:
+    """Problems with their token ids, cut into batches of equally long prompts, so that nothing is padded."""
+    by_length = sorted(prompts, key=lambda item: len(item[2]))
+    for _, same in itertools.groupby(by_length, key=lambda item: len(item[2])):
+        rest = list(same)
+        yield from (rest[start : start + BATCH] for start in range(0, len(rest), BATCH))
 
 
 def held_out_problems(count: int, digits: int, seed: int) -> list[tuple[int, int]]:

@@ -57,3 +57,11 @@ def test_a_random_model_scores_nothing_and_sampling_leaves_the_random_state_alon
     )
     assert (score.problems, score.accuracy, score.format, score.reward) == (3, 0.0, 0.0, 0.0)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_prompts_sampled_together_are_equally_long_and_none_is_lost() -> None:
+    prompts = [(n, n, [0] * (1 + n % 3)) for n in range(500)]
+    batches = list(evaluation.alike(prompts))
+    assert sorted(item for batch in batches for item in batch) == sorted(prompts)
+    assert all(len({len(ids) for _, _, ids in batch}) == 1 for batch in batches)
+    assert max(map(len, batches)) == evaluation.BATCH
