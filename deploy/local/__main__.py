@@ -1,6 +1,8 @@
 """`python -m deploy.local experiment=quickstart actors=2 loss.name=cispo …`: a whole run on this machine."""
 
+import json
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -9,6 +11,9 @@ from omegaconf import DictConfig
 from deploy.local import layout
 from deploy.local.config import LocalRoot, launcher, run_directory
 from deploy.local.launch import Launch, RunFailed
+from deploy.local.live import view
+from deploy.local.plain import duration, number
+from deploy.report.page import write
 
 ConfigStore.instance().store(name="local_schema", node=LocalRoot)
 
@@ -21,11 +26,24 @@ def main(tree: DictConfig) -> None:
         layout.claim(run_directory(tree), overwrite=config.overwrite)
     except (ValueError, OSError) as error:
         sys.exit(f"local: {error}")
+    watching = view(config.view, run_directory(tree))
     try:
-        Launch(tree, config).run()
-    except RunFailed as failure:
+        Launch(tree, config, watching.show).run()
+    except (RunFailed, ValueError, OSError) as failure:
+        watching.close()
         print(f"local: {failure}", file=sys.stderr)
-        sys.exit(failure.code)
+        sys.exit(failure.code if isinstance(failure, RunFailed) else 1)
+    watching.close()
+    print(result(run_directory(tree)))
+    if config.report:
+        print(f"report: {write(run_directory(tree))}")
+
+
+def result(directory: Path) -> str:
+    """What came of the run, in one line."""
+    summary = json.loads((directory / "summary.json").read_text())
+    rewards = f"reward {number(summary['reward_start'], 3)} → {number(summary['reward_end'], 3)}"
+    return f"{rewards} in {summary['steps']} steps and {duration(summary['seconds'])}: {summary['stopped_because']}"
 
 
 if __name__ == "__main__":

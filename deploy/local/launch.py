@@ -22,6 +22,7 @@ from deploy.local.config import LauncherConfig, model_directory, run_directory
 from deploy.local.processes import Child, Processes
 
 POLL_SECONDS = 0.1
+SHOW_SECONDS = 0.5
 MODULES = {"broker": "learner.broker", "learner": "learner", "actor": "actors", "verifier": "verifier"}
 
 
@@ -41,6 +42,7 @@ class Launch:
     config: LauncherConfig
     show: Callable[[], None] = lambda: None
     signal: str = ""
+    shown: float = 0.0
     processes: Processes = field(init=False)
 
     @property
@@ -112,7 +114,12 @@ class Launch:
         config = str(layout.config_directory(self.tree).absolute())
         command = [sys.executable, *torchrun, "-m", module or MODULES[role]]
         command += ["--config-dir", config, "--config-name", f"run_{role}", *overrides]
-        environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+            "TQDM_DISABLE": "1",
+        }
         if self.config.placement == "auto":
             environment["OMP_NUM_THREADS"] = str(threads)
         return self.processes.start(name, command, environment, cores or [])
@@ -128,7 +135,9 @@ class Launch:
                 raise RunFailed(f"{dead.end()}; everything else was ended")
             if deadline and time.monotonic() > deadline:
                 raise RunFailed(f"waited {seconds:.0f} s for {what} in vain (logs: {self.processes.logs})")
-            self.show()
+            if time.monotonic() - self.shown >= SHOW_SECONDS:
+                self.show()
+                self.shown = time.monotonic()
             time.sleep(POLL_SECONDS)
 
     def dead(self) -> Child | None:
