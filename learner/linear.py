@@ -35,7 +35,7 @@ class _Linear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """X · Wᵀ, with the gradients Gᵀ-wise: dX = G · W, dW = Gᵀ · X."""
+    """X · Wᵀ, with dX = G · W and dW = Gᵀ · X for the gradient G of the product. Transposes are never copied."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,5 @@ class _Product(torch.autograd.Function):
 
 def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left [M, K] · right [N, K]ᵀ."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-        left.contiguous(), right.contiguous(), None, "none", [], ""
-    )
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
     return product
