@@ -49,6 +49,9 @@ class LauncherConfig:
     """What `python -m deploy.local` itself decides; its fields stand at the root of the tree."""
 
     broker: str = option("tcp://127.0.0.1:*", "address on which the broker listens; `*` takes a free port")
+    metrics_port: int = option(
+        0, "port of the broker's /metrics, /targets and /status; the other roles take free ones, which /targets names"
+    )
     model: str = option("", "HF checkpoint directory to train from; empty: the one that the cold start makes")
     cold_start: bool = option(False, "make the model by supervised training first, unless the run has it already")
     actors: int = option(1, "actor processes")
@@ -102,6 +105,8 @@ def projection(tree: DictConfig, role: str, **replaced: str) -> dict[str, Any]:
     plain = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(plain, dict)
     replaced = {"model": str(model_directory(tree))} | replaced
+    if role != "broker":
+        plain["metrics_port"] = 0  # one port cannot serve them all
     part = {}
     for each in fields(ROOTS[role]):
         section = RENAMED.get((role, each.name), each.name)

@@ -105,11 +105,15 @@ class Processes:
 
     def stop(self) -> None:
         """End everything; at most `STOP_SECONDS + KILL_SECONDS`."""
-        sweep.stop(self.tag, [child.process.pid for child in self.children if child.code is None], self._reap)
+        sweep.stop(self._living, [child.process.pid for child in self.children if child.code is None], self._reap)
         if self.guard and self.guard.stdin:
             self.guard.stdin.close()
             self.guard.wait()
             self.guard = None
+
+    def _living(self) -> list[int]:
+        below = set(sweep.descendants(os.getpid())) - ({self.guard.pid} if self.guard else set())
+        return sorted(below.union(sweep.tagged(self.tag)))
 
     def _reap(self) -> None:
         """Take leave of what has ended: roles, and the orphans that came to us."""

@@ -1,6 +1,7 @@
 """Finding and killing every process of a launch, however deep, and also when the launcher itself was killed.
 
-Every child inherits a tag in its environment, which sessions, double forks and new process groups do not shake off.
+Every role inherits a tag in its environment, which sessions, double forks and new process groups do not shake off; a
+role that starts processes with an environment of their own must tie their lives to its own.
 `python -m deploy.local.sweep TAG` is the launcher's guard: it waits for the end of its standard input, which comes when
 the launcher ends in whatever way, then stops what still bears the tag. Linux only: it reads /proc.
 """
@@ -32,6 +33,25 @@ def tagged(tag: str) -> list[int]:
     return found
 
 
+def descendants(root: int) -> list[int]:
+    """The living processes under `root`, zombies left out. A subreaper keeps those whose parents have ended."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state not in "ZX":
+                children.setdefault(int(parent), []).append(int(entry.name))
+    found: list[int] = []
+    ahead = [root]
+    while ahead:
+        new = children.get(ahead.pop(), [])
+        found += new
+        ahead += new
+    return found
+
+
 def send(pids: list[int], number: signal.Signals) -> None:
     """Signal those that are still there."""
     for pid in pids:
@@ -39,18 +59,18 @@ def send(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def stop(tag: str, leaders: list[int], reap: Callable[[], None] = lambda: None) -> None:
-    """SIGTERM to the `leaders`, who see to their own children; SIGKILL to all that bear the tag after `STOP_SECONDS`.
+def stop(living: Callable[[], list[int]], leaders: list[int], reap: Callable[[], None] = lambda: None) -> None:
+    """SIGTERM to the `leaders`, who see to their own children; SIGKILL to all the `living` after `STOP_SECONDS`.
 
     `reap` is called between looks. Raises `RuntimeError` when a process survives SIGKILL.
     """
     send(leaders, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    while tagged(tag) and time.monotonic() < deadline:
+    while living() and time.monotonic() < deadline:
         reap()
         time.sleep(POLL_SECONDS)
     deadline = time.monotonic() + KILL_SECONDS
-    while left := tagged(tag):
+    while left := living():
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes {left} do not end on SIGKILL: they hang in the kernel")
         send(left, signal.SIGKILL)
@@ -64,7 +84,7 @@ def guard(tag: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    stop(tag, tagged(tag))
+    stop(lambda: tagged(tag), tagged(tag))
 
 
 if __name__ == "__main__":

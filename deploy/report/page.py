@@ -25,7 +25,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f5f7fa
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { margin: 0; font-size: 30px; } h2 { margin: 40px 0 12px; font-size: 20px; }
 .lead { color: #52606d; margin: 4px 0 24px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; }
 .card, figure, table, details { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; }
 .card { padding: 12px 16px; } .card b { display: block; font-size: 22px; }
 .card span { color: #52606d; font-size: 13px; }

@@ -18,6 +18,7 @@ from deploy.report.records import Records
 INK, GRID = "#1f2933", "#e4e7eb"
 COLOURS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#868e96")
 STYLE = {
+    "axes.axisbelow": True,
     "axes.edgecolor": "#9aa5b1",
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -89,6 +90,7 @@ def staleness(records: Records) -> Figure:
     bars = axes.bar(list(counts), list(counts.values()), width=0.7, color=COLOURS[0])
     axes.bar_label(bars, [f"{100 * count / total:.1f} %" for count in counts.values()], padding=2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=False, axis="x")
     return figure
 
@@ -149,9 +151,17 @@ def divergence(records: Records) -> Figure:
 
 
 def gradient(records: Records) -> Figure:
-    """Gradient norm before clipping, and the share of clipped tokens."""
-    figure, axes = _figure("Gradient norm and clipped tokens", "norm; share")
-    _curves(axes, records, {"gradient norm": ("grad_norm",), "clipped share": ("clip_fraction",)})
+    """Gradient norm before it is scaled down."""
+    figure, axes = _figure("Gradient norm", "L2 norm")
+    _curves(axes, records, {"gradient norm": ("grad_norm",)})
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def clipping(records: Records) -> Figure:
+    """Share of tokens whose ratio the loss clipped."""
+    figure, axes = _figure("Clipped tokens", "share of the batch")
+    _curves(axes, records, {"clipped": ("clip_fraction",)})
     axes.set_ylim(bottom=0)
     return figure
 
@@ -176,6 +186,7 @@ PLOTS: Mapping[str, Callable[[Records], Figure]] = {
     "entropy": entropy,
     "divergence": divergence,
     "gradient": gradient,
+    "clipping": clipping,
     "seconds": seconds,
 }
 
