@@ -44,8 +44,8 @@ def check(config: SftRoot) -> None:
     for name in ("steps", "batch_size", "tokens_per_micro_batch", "logprob_chunk", "digits", "layers", "log_every"):
         if getattr(sft, name) < 1:
             raise ValueError(f"sft.{name}={getattr(sft, name)}: must be at least 1")
-    if sft.hidden_size < 8 or sft.hidden_size % 8:
-        raise ValueError(f"sft.hidden_size={sft.hidden_size}: must be a multiple of 8, four heads of an even size")
+    if sft.hidden_size < 32 or sft.hidden_size % 32:
+        raise ValueError(f"sft.hidden_size={sft.hidden_size}: must be a multiple of 32, heads of 32 each")
     if sft.evaluate < 0:
         raise ValueError(f"sft.evaluate={sft.evaluate}: must not be below 0")
     if not 0 <= sft.faulty <= 1:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from learner.addition import CHARACTERS, TAGS
 
+HEAD_SIZE = 32  # the smallest that vLLM takes on the CPU
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 
 
@@ -21,14 +22,17 @@ def build(
     architecture: str = "llama",
     hidden_size: int = 128,
     layers: int = 3,
-    heads: int = 4,
     tied: bool = True,
     max_length: int = 512,
     characters: str = CHARACTERS,
     seed: int = 0,
 ) -> None:
-    """Write config, random weights and tokenizer to `directory`; `architecture` is an HF model type."""
+    """Write config, random weights and tokenizer to `directory`; `architecture` is an HF model type.
+
+    `hidden_size` is a multiple of 32, the size of a head.
+    """
     tokenizer = character_tokenizer(characters, max_length)
+    heads = hidden_size // HEAD_SIZE
     options: dict[str, Any] = {
         "vocab_size": 8 * (len(tokenizer) // 8 + 1),  # some room: AutoTokenizer adds a token of its own for some types
         "hidden_size": hidden_size,
@@ -36,7 +40,7 @@ def build(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "head_dim": hidden_size // heads,
+        "head_dim": HEAD_SIZE,
         "max_position_embeddings": max_length,
         "tie_word_embeddings": tied,
         "initializer_range": 0.06,

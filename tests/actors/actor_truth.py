@@ -23,7 +23,7 @@ class Versions:
     def __init__(self, directory: Path, architecture: str, *, tied: bool) -> None:
         self.directory = directory
         self.model_directory = directory / "model"
-        build(self.model_directory, architecture=architecture, hidden_size=64, layers=2, heads=2, tied=tied)
+        build(self.model_directory, architecture=architecture, hidden_size=64, layers=2, tied=tied)
         self._model = self._load(self.model_directory)
         self._random = torch.Generator().manual_seed(7)
         self._truths: dict[int, PreTrainedModel] = {}

@@ -81,7 +81,7 @@ def test_a_correction_that_would_weigh_twice_is_refused(key: str, value: str) ->
         ("steps", 0, "at least 1"),
         ("batch_size", 0, "at least 1"),
         ("log_every", 0, "at least 1"),
-        ("hidden_size", 100, "a multiple of 8"),
+        ("hidden_size", 100, "a multiple of 32"),
         ("faulty", 1.5, "between 0 and 1"),
         ("model", "nowhere", "no config.json"),
     ],
