@@ -13,7 +13,6 @@ from deploy.local.config import LocalRoot, launcher, run_directory
 from deploy.local.launch import Launch, RunFailed
 from deploy.local.live import view
 from deploy.local.plain import duration, number
-from deploy.report.page import write
 
 ConfigStore.instance().store(name="local_schema", node=LocalRoot)
 
@@ -36,6 +35,8 @@ def main(tree: DictConfig) -> None:
     watching.close()
     print(result(run_directory(tree)))
     if config.report:
+        from deploy.report.page import write  # matplotlib takes its time, which the start would pay
+
         print(f"report: {write(run_directory(tree))}")
 
 

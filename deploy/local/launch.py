@@ -134,7 +134,7 @@ class Launch:
             if (dead := self.dead()) and not ready():
                 raise RunFailed(f"{dead.end()}; everything else was ended")
             if deadline and time.monotonic() > deadline:
-                raise RunFailed(f"waited {seconds:.0f} s for {what} in vain (logs: {self.processes.logs})")
+                raise RunFailed(f"waited {seconds:g} s for {what} in vain (logs: {self.processes.logs})")
             if time.monotonic() - self.shown >= SHOW_SECONDS:
                 self.show()
                 self.shown = time.monotonic()

@@ -1,0 +1,161 @@
+"""The launcher with real processes: however a run ends, nothing is left, and one sentence says what happened."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+DEADLINE = 10.0  # seconds within which everything must be over
+START = 60.0  # seconds that start-up may take on a busy machine
+
+Start = Callable[..., "Run"]
+
+
+class Run:
+    """A launcher under test, in the run directory `path`."""
+
+    def __init__(self, path: Path, model: Path, roles: dict[str, str], *overrides: str) -> None:
+        self.path = path
+        environment = {**os.environ, "PYTHONPATH": str(HERE), "FAKE_ROLES": json.dumps(roles)}
+        command = [sys.executable, str(HERE / "fake_launch.py"), f"model={model}", f"run.dir={path}"]
+        self.process = subprocess.Popen(
+            [*command, "view=none", "report=false", *overrides],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def pid(self, name: str) -> int:
+        """The process of a fake role, once it runs."""
+        file = self.path / "pids" / name
+        deadline = time.monotonic() + START
+        while not file.exists():
+            assert time.monotonic() < deadline and self.process.poll() is None, f"{name} did not start"
+            time.sleep(0.02)
+        return int(file.read_text())
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, output and errors of the launcher; fails when that takes longer than `DEADLINE`."""
+        out, errors = self.process.communicate(timeout=DEADLINE)
+        return self.process.returncode, out, errors
+
+    def living(self) -> list[str]:
+        """Fake roles that are alive."""
+        return [file.name for file in (self.path / "pids").iterdir() if alive(int(file.read_text()))]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a launcher with the given fake roles; whatever a failed test leaves is killed."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    runs: list[Run] = []
+
+    def starter(roles: dict[str, str], *overrides: str) -> Run:
+        runs.append(Run(tmp_path / "run", model, roles, *overrides))
+        return runs[-1]
+
+    yield starter
+    for run in runs:
+        run.process.kill()
+        run.process.communicate()
+        for file in (run.path / "pids").glob("*"):
+            if alive(int(file.read_text())):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def everyone(run: Run, *more: str) -> None:
+    """Wait until every role runs."""
+    for name in ("broker-0", "learner-0", "actor-0", "verifier-0", *more):
+        run.pid(name)
+
+
+def test_a_run_that_finishes_exits_0_and_tells_its_result(start: Start) -> None:
+    run = start({"learner-0": "finish"})
+    everyone(run)
+    assert run.end() == (0, "reward 0.250 → 0.950 in 3 steps and 1:01: enough\n", "")
+    assert run.living() == []
+
+
+@pytest.mark.parametrize("name", ["broker-0", "learner-0", "actor-0", "verifier-0"])
+def test_the_violent_death_of_any_role_ends_everything_and_is_named(start: Start, name: str) -> None:
+    run = start({})
+    everyone(run)
+    os.kill(run.pid(name), signal.SIGKILL)
+    code, out, errors = run.end()
+    assert (code, out) == (1, "")
+    assert (
+        errors == f"local: {name} was killed by SIGKILL (log: {run.path}/logs/{name}.log); everything else was ended\n"
+    )
+    assert run.living() == []
+
+
+def test_a_role_that_fails_is_named_with_its_last_error(start: Start) -> None:
+    run = start({"actor-1": "fail"}, "actors=2")
+    run.pid("actor-1")
+    code, _, errors = run.end()
+    cause = "actor-1 ended with exit code 3: the engine has no memory left"
+    assert errors == f"local: {cause} (log: {run.path}/logs/actor-1.log); everything else was ended\n"
+    assert (code, run.living()) == (1, [])
+
+
+def test_a_role_that_leaves_early_ends_everything_even_with_exit_code_0(start: Start) -> None:
+    run = start({"verifier-0": "leave"})
+    run.pid("verifier-0")
+    code, _, errors = run.end()
+    assert errors.startswith("local: verifier-0 ended with exit code 0")
+    assert (code, run.living()) == (1, [])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_everything_also_roles_that_ignore_it(start: Start, number: signal.Signals, code: int) -> None:
+    run = start({"actor-0": "deaf", "verifier-0": "mother"})
+    everyone(run, "verifier-0-daughter")
+    run.process.send_signal(number)
+    assert run.end() == (code, "", f"local: the launcher got {number.name} and ended everything\n")
+    assert run.living() == []
+
+
+def test_a_killed_launcher_leaves_no_orphans(start: Start) -> None:
+    run = start({"actor-0": "deaf", "verifier-0": "mother"})
+    everyone(run, "verifier-0-daughter")
+    run.process.kill()
+    deadline = time.monotonic() + DEADLINE
+    while left := run.living():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_a_broker_that_does_not_listen_ends_the_start(start: Start) -> None:
+    run = start({"broker-0": "mute"}, "start_seconds=0.5")
+    run.pid("broker-0")
+    code, _, errors = run.end()
+    assert re.fullmatch(r"local: waited 0.5 s for the broker to listen in vain \(logs: .*/logs\)\n", errors)
+    assert (code, run.living()) == (1, [])
+
+
+def test_a_role_that_does_not_leave_when_the_run_is_over_is_named_and_ended(start: Start) -> None:
+    run = start({"learner-0": "finish", "actor-0": "stay"}, "end_seconds=0.5")
+    everyone(run)
+    code, _, errors = run.end()
+    assert errors.startswith("local: waited 0.5 s for actor-0 to leave when the run was over in vain")
+    assert (code, run.living()) == (1, [])
