@@ -83,7 +83,8 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.goodbye(f"learner failed: {kind.__name__}: {error}"[:4096], finished=False)
+            why = "the learner was stopped" if kind is KeyboardInterrupt else f"the learner failed: {error}"
+            self.goodbye(why[:4096], finished=False)
         self._thread.join()
         for endpoint in (self._broker, self._weights):
             endpoint.close()

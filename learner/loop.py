@@ -79,9 +79,10 @@ class Learner:
         config = self.config.learner
         if self.policy_version >= config.steps:
             return f"{config.steps} steps are done"
-        reached = len(self.rewards) == config.target_window and sum(self.rewards) / len(self.rewards)
-        if config.target_reward and reached and reached >= config.target_reward:
-            return f"the mean reward of {config.target_window} steps reached {reached:.3f}"
+        if config.target_reward and len(self.rewards) == config.target_window:
+            mean = sum(self.rewards) / len(self.rewards)
+            if mean >= config.target_reward:
+                return f"the mean reward of {config.target_window} steps reached {mean:.3f}"
         return ""
 
     def receive(self) -> GroupBatch | Goodbye:

@@ -113,6 +113,12 @@ class Cluster:
             process.wait()
 
 
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment of every process that the tests start."""
+    return ENVIRONMENT
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """An empty cluster; whatever is started in it is gone after the test."""

@@ -59,7 +59,9 @@ def test_actors_and_verifiers_join_and_leave_a_running_learner_by_hand(cluster: 
     cluster.until(lambda: peer(cluster, "actor-1").get("policy_version", 0) > 0, 60, "the second actor holds weights")
     cluster.until(lambda: peer(cluster, "actor-1")["gauges"]["tokens_per_second"] > 0, 30, "the second actor samples")
     for name in ("verifier-0", "verifier-1"):
-        cluster.until(lambda name=name: peer(cluster, name)["gauges"]["checks"] > 0, 30, f"{name} checks")
+        cluster.until(
+            lambda name=name: peer(cluster, name)["gauges"].get("verdicts_per_second", 0) > 0, 30, f"{name} checks"
+        )
     assert cluster.stop("actor-0") == 0
     assert cluster.stop("verifier-0", signal.SIGINT) == 0
     reached = len(cluster.rows())
