@@ -38,10 +38,12 @@ class Run:
         """The process of a fake role, once it runs."""
         file = self.path / "pids" / name
         deadline = time.monotonic() + START
-        while not file.exists():
-            assert time.monotonic() < deadline and self.process.poll() is None, f"{name} did not start"
+        while True:
+            over = self.process.poll() is not None or time.monotonic() > deadline
+            if file.exists():
+                return int(file.read_text())
+            assert not over, f"{name} did not start"
             time.sleep(0.02)
-        return int(file.read_text())
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, output and errors of the launcher; fails when that takes longer than `DEADLINE`."""

@@ -1,0 +1,158 @@
+"""The launcher's tree: the union of all roles, projected back to each of them; what cannot work is refused at once."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+
+from deploy.local import layout
+from deploy.local.config import RENAMED, ROOTS, LocalRoot, launcher, projection
+
+CONF = Path(__file__).parents[2] / "deploy" / "conf"
+MODULES = {
+    "actor": "actors",
+    "broker": "learner.broker",
+    "learner": "learner",
+    "sft": "learner.sft",
+    "verifier": "verifier",
+}
+
+
+def tree(*overrides: str, conf: Path = CONF, name: str = "local") -> DictConfig:
+    """The launcher's tree, as `python -m deploy.local` composes it."""
+    ConfigStore.instance().store(name="local_schema", node=LocalRoot)
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        return compose(name, list(overrides))
+
+
+def read_back(role: str, text: str) -> Any:
+    """What `role` makes of its file: its schema overlaid, as an object."""
+    content = OmegaConf.create(text)
+    assert isinstance(content, DictConfig)
+    del content["defaults"]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ROOTS[role]), content))
+
+
+def test_the_tree_holds_every_root_field_of_every_role() -> None:
+    here = {each.name for each in fields(LocalRoot)}
+    for role, root in ROOTS.items():
+        for each in fields(root):
+            assert RENAMED.get((role, each.name), each.name) in here, f"{role}: {each.name}"
+
+
+def test_quickstart_is_accepted_as_it_stands() -> None:
+    config = launcher(tree("experiment=quickstart"))
+    assert config.cold_start
+
+
+def test_an_override_reaches_the_role_that_reads_it() -> None:
+    whole = tree(
+        "experiment=quickstart", "loss.name=cispo", "loss.correction=none", "engine.max_num_seqs=7", "actors=2"
+    )
+    assert launcher(whole).actors == 2
+    assert read_back("learner", layout.role_config_text(whole, "learner")).loss.name == "cispo"
+    assert read_back("actor", layout.role_config_text(whole, "actor")).engine.max_num_seqs == 7
+
+
+def test_the_two_optimizers_do_not_mix() -> None:
+    whole = tree("experiment=quickstart", "optimizer.lr=0.5", "sft_optimizer.lr=0.25")
+    assert projection(whole, "learner")["optimizer"]["lr"] == 0.5
+    assert projection(whole, "sft")["optimizer"]["lr"] == 0.25
+
+
+def test_the_cold_start_belongs_to_the_run() -> None:
+    whole = tree("experiment=quickstart", "run.name=mine", "run.seed=5")
+    sft = read_back("sft", layout.role_config_text(whole, "sft")).sft
+    assert (sft.out, sft.seed) == ("runs/mine/cold_start", 5)
+    assert read_back("learner", layout.role_config_text(whole, "learner")).model == "runs/mine/cold_start/model"
+
+
+def test_roles_learn_the_address_that_the_broker_got() -> None:
+    whole = tree("experiment=quickstart", "metrics_port=9000")
+    text = layout.role_config_text(whole, "actor", broker="tcp://127.0.0.1:4242")
+    assert read_back("actor", text).broker == "tcp://127.0.0.1:4242"
+
+
+def test_only_the_broker_gets_the_metrics_port() -> None:
+    whole = tree("experiment=quickstart", "metrics_port=9000")
+    ports = {role: projection(whole, role).get("metrics_port", 0) for role in ROOTS}
+    assert ports == {"broker": 9000, "learner": 0, "actor": 0, "verifier": 0, "sft": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["cold_start=false"], "no model to train: give model=<HF checkpoint directory>, or cold_start=true"),
+        (["model=somewhere"], "model=somewhere with cold_start=true"),
+        (["cold_start=false", "model=nowhere"], "model=nowhere: must be a directory with an HF checkpoint"),
+        (["placement=best"], "placement=best: must be one of auto, none"),
+        (["view=3d"], "view=3d: must be one of auto, rich, plain, none"),
+        (["actors=-1"], "actors=-1: must be 0 (they join by hand) or more"),
+        (["end_seconds=0"], "end_seconds=0.0: must be more than 0 seconds"),
+        (["stream.group_size=1"], "stream.group_size=1: a group-relative advantage needs at least 2 rollouts"),
+        (["loss.name=dpo"], "loss.name=dpo: must be one of ppo_clip, cispo"),
+        (["engine.dtype=int3"], "engine.dtype=int3: must be one of"),
+        (["verifier.workers=0"], "verifier.workers=0: must be at least 1"),
+        (["sft_optimizer.lr=0"], "sft_optimizer.lr=0.0: must be above 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refusal:
+        launcher(tree("experiment=quickstart", *overrides))
+    assert str(refusal.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("override", ["loss.nam=cispo", "actor=3", "learner.steps=many", "experiment=nonesuch"])
+def test_a_misspelt_option_or_a_wrong_type_is_refused(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        tree(override)
+
+
+def test_a_directory_that_holds_a_run_is_refused_unless_it_may_be_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds a run already \(summary.json\).*overwrite=true"):
+        layout.claim(tmp_path, overwrite=False)
+    layout.claim(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_directory_whose_run_goes_on_is_refused_even_with_overwrite(tmp_path: Path) -> None:
+    waiting = "import sys; sys.stdin.read()  # broker"
+    with subprocess.Popen([sys.executable, "-c", waiting], stdin=subprocess.PIPE) as running:
+        (tmp_path / "broker.json").write_text(f'{{"pid": {running.pid}}}')
+        with pytest.raises(ValueError, match="a run is going on there"):
+            layout.claim(tmp_path, overwrite=True)
+        running.communicate()
+    layout.claim(tmp_path, overwrite=False)
+    assert not (tmp_path / "broker.json").exists()
+
+
+def test_the_launcher_starts_again_from_what_it_wrote(tmp_path: Path) -> None:
+    whole = tree("experiment=quickstart", f"run.dir={tmp_path}", "loss.clip_high=0.3")
+    layout.write_launch(whole)
+    written = OmegaConf.load(tmp_path / "config" / "run_local.yaml")
+    assert isinstance(written, DictConfig)
+    del written["defaults"]
+    again = OmegaConf.merge(OmegaConf.structured(LocalRoot), written)
+    assert OmegaConf.to_container(again) == OmegaConf.to_container(whole, resolve=True)
+
+
+@pytest.mark.parametrize("role", sorted(set(ROOTS) - {"sft", "learner"}))  # those import torch; the schema is alike
+def test_a_role_reads_its_file_by_name_and_still_refuses_a_misspelt_option(tmp_path: Path, role: str) -> None:
+    whole = tree("experiment=quickstart", f"run.dir={tmp_path}", "stream.group_size=6", "engine.max_num_seqs=6")
+    layout.write_config(whole, [role])
+    command = [sys.executable, "-m", MODULES[role], "--config-dir", str(tmp_path / "config")]
+    command += ["--config-name", f"run_{role}"]
+    shown = subprocess.run([*command, "--cfg", "job"], capture_output=True, text=True, check=True, timeout=60)
+    assert read_back(role, f"defaults: []\n{shown.stdout}") == read_back(role, layout.role_config_text(whole, role))
+    refused = subprocess.run([*command, "brokr=x"], capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert "Key 'brokr' not in" in refused.stderr
