@@ -56,13 +56,19 @@ def close_quietly(descriptor: int) -> None:
 
 
 def work(channel: socket.socket) -> NoReturn:
-    """Take jobs `[job_id, rewards, text, reference, metadata]` until the channel ends; report each reward by itself."""
+    """Take jobs `[job_id, rewards, text, reference, metadata]` until the channel ends; report each reward by itself.
+
+    A void reward voids its job, so the ones after it are left out; so they are when memory ran out.
+    """
     try:
         worker_send(channel, pack(Ready(os.getpid(), time.process_time())))
         while True:
             job_id, rewards, text, reference, metadata = worker_receive(channel)
             for name in rewards:
-                worker_send(channel, pack(_check(job_id, name, text, reference, metadata)))
+                report = _check(job_id, name, text, reference, metadata)
+                worker_send(channel, pack(report))
+                if report.outcome != "scored":
+                    break
     except (ChannelClosed, OSError):
         os._exit(0)
 

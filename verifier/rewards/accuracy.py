@@ -5,14 +5,17 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from verifier.rewards.answer import committed_answer
 from verifier.rewards.score import BadAnswer, BadTask, Score, blamed_on_answer, blamed_on_task
 
 MAX_ANSWER_CHARACTERS = 1000  # longer ones are equal to their reference letter by letter, or wrong
 
-_NUMBER = re.compile(r"[+-]?([0-9]{1,3}(,[0-9]{3})+|[0-9]+)?(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
+Equals: TypeAlias = Callable[[str], bool]
+"""Whether an answer equals the reference that this was made from. Raises `BadAnswer` for what cannot be compared."""
+
+_NUMBER = re.compile(r"[+-]?(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 def accuracy_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Score:
@@ -26,40 +29,39 @@ def accuracy_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> S
     In every sense an answer that is the reference letter by letter is right, and is not looked at further.
     """
     sense = metadata.get("accuracy", "math")
-    if sense not in _SENSES:
+    if not isinstance(sense, str) or sense not in _SENSES:
         raise BadTask(f"metadata.accuracy={sense!r}: must be one of {', '.join(_SENSES)}")
     if not reference.strip():
         raise BadTask("the reference is empty")
+    equals = _SENSES[sense](reference.strip())  # first of all: a bad task is void whatever the text says
     answer = committed_answer(text)
     if answer == reference.strip():
         return Score(1.0, "the reference")
     if len(answer) > MAX_ANSWER_CHARACTERS:
         raise BadAnswer(f"the answer has {len(answer)} characters, more than {MAX_ANSWER_CHARACTERS} are not read")
-    equal = _SENSES[sense](answer, reference)
-    return Score(1.0, "equal") if equal else Score(0.0, f"wrong: {answer[:80]!r}")
+    return Score(1.0, "equal") if equals(answer) else Score(0.0, f"wrong: {answer[:80]!r}")
 
 
-def load() -> None:
-    """Import math-verify and fill its tables: 1 s, which no check should pay for."""
-    _math("(x+1)/2", "x")
+def _exact(reference: str) -> Equals:
+    return lambda answer: answer == reference
 
 
-def _exact(answer: str, reference: str) -> bool:
-    return answer == reference.strip()
-
-
-def _numeric(answer: str, reference: str) -> bool:
-    if (expected := _number(reference)) is None:
+def _numeric(reference: str) -> Equals:
+    expected = _number(reference)
+    if expected is None:
         raise BadTask(f"the reference {reference[:80]!r} is not a number")
-    if (number := _number(answer)) is None:
-        raise BadAnswer(f"not a number: {answer[:80]!r}")
-    return number == expected
+
+    def equals(answer: str) -> bool:
+        if (number := _number(answer)) is None:
+            raise BadAnswer(f"not a number: {answer[:80]!r}")
+        return number == expected
+
+    return equals
 
 
 def _number(text: str) -> Decimal | None:
     """The number that `text` writes in ASCII digits. Decimals compare exactly, whatever their size."""
-    text = text.strip()
-    if not _NUMBER.fullmatch(text) or not re.search("[0-9]", text.partition("e")[0].partition("E")[0]):
+    if not _NUMBER.fullmatch(text):
         return None
     return Decimal(text.replace(",", ""))
 
@@ -67,15 +69,22 @@ def _number(text: str) -> Decimal | None:
 # ---------------------------------------------------------------- math-verify
 
 
-def _math(answer: str, reference: str) -> bool:
+def load() -> None:
+    """Import math-verify and fill its tables: 1 s, which no check should pay for."""
+    _math("x")("(x+1)/2")
+
+
+def _math(reference: str) -> Equals:
     """Its own time-outs return a silent False and need SIGALRM: they are off, the pool's deadline holds instead."""
     expected = _expected(reference)
-    verify = _library().verify
-    with blamed_on_answer():
-        found = _parsed(answer)
-        if not found:
-            raise BadAnswer(f"not mathematics: {answer[:80]!r}")
-        return bool(verify(expected, found, timeout_seconds=None, raise_on_error=True))
+
+    def equals(answer: str) -> bool:
+        with blamed_on_answer():
+            if not (found := _parsed(answer)):
+                raise BadAnswer(f"not mathematics: {answer[:80]!r}")
+            return bool(_library().verify(expected, found, timeout_seconds=None, raise_on_error=True))
+
+    return equals
 
 
 @lru_cache(maxsize=1024)
@@ -112,4 +121,4 @@ def _library() -> Any:
     return math_verify
 
 
-_SENSES: dict[str, Callable[[str, str], bool]] = {"math": _math, "exact": _exact, "numeric": _numeric}
+_SENSES: dict[str, Callable[[str], Equals]] = {"math": _math, "exact": _exact, "numeric": _numeric}

@@ -35,7 +35,7 @@ def blamed_on_answer() -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
+    except (BadAnswer, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         raise BadAnswer(f"the checker cannot take the answer: {described(error)}") from error

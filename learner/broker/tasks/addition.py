@@ -16,6 +16,8 @@ class AdditionTasks:
     def __init__(self, config: TaskConfig, seed: int, wrap: Wrap) -> None:
         if not 1 <= config.digits <= 100:
             raise ValueError(f"task.digits={config.digits}: must be 1 to 100")
+        if config.epochs and not config.size:
+            raise ValueError(f"task.epochs={config.epochs}: addition is endless; set task.size too, or leave it 0")
         self.config = config
         self.seed = seed
         self.wrap = wrap

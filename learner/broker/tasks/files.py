@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learner.broker.tasks.template import Wrap
-from protocol.messages import Task
+from protocol.codec import decode, encode
+from protocol.errors import MalformedMessage
+from protocol.messages import Lease, Task
 
 FIELDS = ("prompt", "reward", "reference")
 
@@ -60,15 +62,34 @@ def _task(where: str, row: Any, default_reward: str, wrap: Wrap) -> Task:
             raise ValueError(f"{where}: field {name!r} must be a text, got {type(values[name]).__name__}")
         if name != "reference" and not values[name].strip():
             raise ValueError(f"{where}: field {name!r} is empty" + ("; or set task.reward" if name == "reward" else ""))
-    metadata = {name: value for name, value in row.items() if name not in FIELDS}
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: metadata {sorted(metadata)} must be plain JSON values: {error}") from None
-    return Task(
+    task = Task(
         task_id=where[-256:],
         prompt=wrap(values["prompt"]),
         reward=values["reward"],
         reference=values["reference"],
-        metadata=metadata,
+        metadata=_metadata(where, row),
     )
+    _check_wire(where, task)
+    return task
+
+
+def _metadata(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """All other fields, and those of a field `metadata`, which must be an object."""
+    metadata = {name: value for name, value in row.items() if name not in (*FIELDS, "metadata")}
+    more = row.get("metadata") or {}
+    if not isinstance(more, dict):
+        raise ValueError(f"{where}: field 'metadata' must be an object, got {type(more).__name__}")
+    if twice := sorted(metadata.keys() & more.keys()):
+        raise ValueError(f"{where}: field {twice[0]!r} stands in the line and in its 'metadata'")
+    return metadata | more
+
+
+def _check_wire(where: str, task: Task) -> None:
+    """Refuse now what no peer would take later: texts too long, metadata that is not JSON."""
+    lease = Lease(lease_id=0, group_id=0, task=task, sample_indexes=(), seeds=(), min_version=0, deadline_seconds=0.0)
+    try:
+        decode(encode(lease))
+    except MalformedMessage as error:
+        raise ValueError(f"{where}: field {error.field.removeprefix('task.')!r} {error.problem}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: field 'metadata' must hold plain JSON values: {error}") from None

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from learner.broker.tasks.template import Wrap
 from protocol import reference
 from protocol.messages import Task
 
+GYM = "reasoning_gym/"
 REWARD = "0.5*reasoning_gym + 0.5*format"
 DEFAULT_SIZE = 10_000  # entries of an epoch when task.size is 0: some families make all of them at once
 
@@ -26,13 +28,15 @@ class GymTasks:
         self.wrap = wrap
         if self.family not in families():
             close = difflib.get_close_matches(self.family, families(), n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(families())}"
+            hint = f"did you mean {', '.join(close)}? task.name={GYM}? names all" if close else ", ".join(families())
             raise ValueError(f"task.name={config.name}: no such family; {hint}")
-        params = {name: _literal(name, text) for name, text in config.params.items()}
+        params = {name: _literal(text) for name, text in config.params.items()}
+        own_seed = random.Random(f"{config.name}/{seed}").getrandbits(31)  # entries of seeds 0 and 1 would overlap
         try:
-            self.dataset = create_dataset(self.family, size=self.config.size, seed=seed, **params)
+            self.dataset = create_dataset(self.family, size=self.config.size, seed=own_seed, **params)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"task.params: {self.family} does not take {params}: {error}") from None
+        self.metadata = {"family": self.family, "params": reference.dump(params)}
 
     def task(self, index: int) -> Task | None:
         """The entry at `index`; an epoch of `task.size` entries is repeated `task.epochs` times."""
@@ -44,7 +48,7 @@ class GymTasks:
             prompt=self.wrap(entry["question"]),
             reward=self.config.reward or REWARD,
             reference=reference.dump(entry),
-            metadata={"family": self.family},
+            metadata=self.metadata,
         )
 
 
@@ -53,7 +57,7 @@ def families() -> list[str]:
     return sorted(set(DATASETS) - {"composite"})
 
 
-def _literal(name: str, text: str) -> Any:
+def _literal(text: str) -> Any:
     """A parameter's value as Python writes it: a number, a truth, a list; anything else is a text."""
     try:
         return ast.literal_eval(text)

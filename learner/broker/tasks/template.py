@@ -7,11 +7,11 @@ Wrap: TypeAlias = Callable[[str], str]
 
 PLAIN = "{prompt}"
 
-# DeepSeek-R1 (Guo et al. 2025), table 1
+# DeepSeek-R1 (Guo et al. 2025), table 1, as in the Nature version
 R1 = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
     "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
-    "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., "
+    "process and answer are enclosed within <think>...</think> and <answer>...</answer> tags, respectively, i.e., "
     "<think> reasoning process here </think> <answer> answer here </answer>. User: {prompt}. Assistant:"
 )
 

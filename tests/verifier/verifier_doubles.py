@@ -1,0 +1,174 @@
+"""A broker played by the test, and the real `python -m verifier` that has joined it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from protocol.clock import Deadline
+from protocol.messages import (
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    RunSpec,
+    Sampling,
+    Verdict,
+    VerifyDone,
+    VerifyJob,
+    VerifyRequest,
+    Welcome,
+)
+from protocol.sockets import Rejected, Router
+
+ARRIVAL_SECONDS = 30.0  # for what must come
+STOP_SECONDS = 3.0
+ROOT = Path(__file__).parents[2]
+REWARD = "0.5*accuracy + 0.5*format"
+
+
+class Verifier:
+    """One verifier process and the broker that it knows."""
+
+    def __init__(self, *options: str, heartbeat: float = 0.5, silence: float = 30.0) -> None:
+        self.router = Router("tcp://127.0.0.1:*")
+        command = [sys.executable, "-m", "verifier", f"broker={self.router.address}", *options]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        self.heartbeats: list[Heartbeat] = []
+        self.rejected: list[Rejected] = []
+        self._next_job = 0
+        self.peer, hello = self._receive()
+        assert isinstance(hello, Hello)
+        self.hello = hello
+        sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=24)
+        run = RunSpec(
+            name="test", model="none", seed=0, group_size=4, groups_per_step=2, max_staleness=1, sampling=sampling
+        )
+        self.send(Welcome(run=run, policy_version=0, heartbeat_seconds=heartbeat, silence_seconds=silence))
+        request = self.next()
+        assert isinstance(request, VerifyRequest)
+        self.capacity = request.capacity
+
+    def send(self, message: Message) -> None:
+        assert self.router.send(self.peer, message)
+
+    def _receive(self) -> tuple[bytes, Message | Rejected]:
+        received = self.router.receive(ARRIVAL_SECONDS)
+        assert received is not None, f"nothing came within {ARRIVAL_SECONDS} s"
+        return received
+
+    def next(self) -> Message | Rejected:
+        """The next message that is no heartbeat."""
+        while isinstance(message := self._receive()[1], Heartbeat):
+            self.heartbeats.append(message)
+            self.router.send(self.peer, Heartbeat())
+        return message
+
+    def submit(self, text: str, reference: str, *, reward: str = REWARD, seconds: float = 10.0, **metadata: Any) -> int:
+        """Send a job; its number."""
+        self._next_job += 1
+        job = VerifyJob(
+            job_id=self._next_job,
+            text=text,
+            reward=reward,
+            reference=reference,
+            metadata=metadata,
+            deadline_seconds=seconds,
+        )
+        self.send(job)
+        return self._next_job
+
+    def done(self) -> tuple[int, Verdict]:
+        """The next verdict."""
+        message = self.next()
+        assert isinstance(message, VerifyDone), message
+        return message.job_id, message.verdict
+
+    def judge(self, text: str, reference: str, **options: Any) -> Verdict:
+        """The verdict on one text, when no other job is out."""
+        number = self.submit(text, reference, **options)
+        answered, verdict = self.done()
+        assert answered == number
+        return verdict
+
+    @property
+    def zygote(self) -> int:
+        """Process of the zygote."""
+        (zygote,) = children(self.process.pid)
+        return zygote
+
+    def workers(self, count: int = 1) -> list[int]:
+        """Processes of the workers, once there are `count`."""
+        limit = Deadline(ARRIVAL_SECONDS)
+        while len(found := children(self.zygote)) != count:
+            assert not limit.passed, f"{len(found)} workers, not {count}"
+            time.sleep(0.01)
+        return found
+
+    def busy_worker(self) -> int:
+        """The only worker, once it has begun to compute."""
+        limit = Deadline(ARRIVAL_SECONDS)
+        (worker,) = self.workers()
+        before = cpu_ticks(worker)
+        while cpu_ticks(worker) < before + 5:
+            assert not limit.passed, "the worker does not work"
+            time.sleep(0.01)
+        return worker
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and log, once the process is gone."""
+        _, log = self.process.communicate(timeout=ARRIVAL_SECONDS)
+        return self.process.returncode, log
+
+    def close(self) -> None:
+        """End the process, if the test has not."""
+        if self.process.returncode is None:
+            self.send(Goodbye(reason="test over", finished=True))
+            try:
+                self.process.communicate(timeout=STOP_SECONDS)
+            finally:
+                self.process.kill()
+                self.process.communicate()
+        self.router.close()
+
+
+StartVerifier = Callable[..., Verifier]
+
+
+def children(parent: int) -> list[int]:
+    """Processes whose parent is `parent`."""
+    return sorted(
+        process for process in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(process) == parent
+    )
+
+
+def _parent(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def cpu_ticks(process: int) -> int:
+    """CPU time of a process, in clock ticks."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def alive(process: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(processes: list[int]) -> bool:
+    """Whether all these processes end within a moment."""
+    limit = Deadline(STOP_SECONDS)
+    while any(map(alive, processes)) and not limit.passed:
+        time.sleep(0.01)
+    return not any(map(alive, processes))
