@@ -7,8 +7,15 @@ from typing import Any
 
 Row = dict[str, Any]
 
-METRIC_FIELDS = ("step", "time_s", "reward_mean", "length_mean", "staleness_tokens")
-SAMPLE_FIELDS = ("step", "prompt", "completion", "reward")
+Kinds = dict[str, tuple[type, ...]]
+
+METRIC_FIELDS: Kinds = {
+    "step": (int,),
+    "time_s": (int, float),
+    "reward_mean": (int, float),
+    "staleness_tokens": (dict,),
+}
+SAMPLE_FIELDS: Kinds = {"step": (int,), "prompt": (str,), "completion": (str,), "reward": (int, float)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +60,17 @@ def read(directory: Path) -> Records:
     )
 
 
-def _lines(path: Path, demanded: tuple[str, ...]) -> list[Row]:
+def _lines(path: Path, demanded: Kinds) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         row = _object(line, f"{path}:{number}")
-        for name in demanded:
+        for name, kinds in demanded.items():
             if name not in row:
                 raise ValueError(f"{path}:{number}: field {name!r} is missing")
+            if not isinstance(row[name], kinds):
+                raise ValueError(f"{path}:{number}: field {name!r} must be {kinds[-1].__name__}, is {row[name]!r:.50}")
         rows.append(row)
     return rows
 
