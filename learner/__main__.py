@@ -18,7 +18,7 @@ from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
 from learner.loop import Learner
-from learner.record import Record, versions
+from learner.record import open_record, versions
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 
@@ -33,7 +33,6 @@ def main(tree: DictConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = OmegaConf.to_object(tree)
     assert isinstance(config, LearnerRoot)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         check(config)
         if config.learner.threads:
@@ -55,9 +54,9 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     if not ranks.first:
         Learner(config, _run_spec(None, ranks), ranks, policy, steps, None, None).train()
         return
+    signal.signal(signal.SIGTERM, _interrupt)  # on rank 0 alone: it says goodbye, the others have nothing to say
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
-    record = Record(Path(config.run.dir), settings.samples_per_step)
-    record.directory.mkdir(parents=True, exist_ok=True)
+    record = open_record(Path(config.run.dir), settings.samples_per_step)
     with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
         learner = Learner(config, _run_spec(link.welcome, ranks), ranks, policy, steps, link, record)
         reason = learner.train()

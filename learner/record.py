@@ -114,6 +114,16 @@ class Record:
         partial.replace(self.directory / "summary.json")
 
 
+def open_record(directory: Path, samples_per_step: int) -> Record:
+    """The record of a new run. Raises `ValueError` when the directory holds the steps of another one."""
+    if (directory / "metrics.jsonl").exists():
+        raise ValueError(
+            f"run.dir={directory}: holds the steps of an earlier run; choose another run.name, or remove it"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    return Record(directory, samples_per_step)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
     found = {"python": platform.python_version()}
