@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up, on sharded parameters."""
+"""AdamW with linear warm-up and, where the end is known, linear decay, on sharded parameters."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ class Optimizer:
     policy: Policy
     config: OptimizerConfig
     inner: torch.optim.AdamW
+    decay_steps: int = 0
     steps: int = 0
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return self.config.lr * min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        warmth = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        left = max(0.0, 1 - self.steps / self.decay_steps) if self.decay_steps else 1.0
+        return self.config.lr * warmth * left
 
     def step(self) -> float:
         """One update from the gradients there are, which it clears. Returns their norm before clipping.
@@ -40,8 +43,8 @@ class Optimizer:
         return norm
 
 
-def build(policy: Policy, config: OptimizerConfig) -> Optimizer:
-    """AdamW over all parameters of `policy`."""
+def build(policy: Policy, config: OptimizerConfig, *, decay_steps: int = 0) -> Optimizer:
+    """AdamW over all parameters of `policy`; its rate falls linearly to 0 over `decay_steps`, or stays if that is 0."""
     inner = torch.optim.AdamW(
         policy.parameters(),
         lr=config.lr,
@@ -49,4 +52,4 @@ def build(policy: Policy, config: OptimizerConfig) -> Optimizer:
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    return Optimizer(policy, config, inner)
+    return Optimizer(policy, config, inner, decay_steps)

@@ -44,6 +44,15 @@ def test_without_warm_up_the_first_step_has_the_full_rate(policy: Policy) -> Non
     assert optimizer.build(policy, OptimizerConfig(lr=0.4, warmup_steps=0)).lr == 0.4
 
 
+def test_a_decaying_rate_falls_by_a_line_to_its_last_step_and_is_zero_after_it(policy: Policy) -> None:
+    steps = optimizer.build(policy, OptimizerConfig(lr=0.4, warmup_steps=0), decay_steps=4)
+    rates = []
+    for _ in range(6):
+        rates.append(steps.lr)
+        steps.step()
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
+
+
 def test_a_large_gradient_is_scaled_to_the_bound_and_its_norm_reported(policy: Policy) -> None:
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, max_grad_norm=0.5))
     give_gradients(policy, 2.0)
