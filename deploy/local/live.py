@@ -81,7 +81,7 @@ def picture(progress: Progress) -> RenderableType:
     """The whole panel."""
     middle: list[RenderableType]
     if progress.metrics.rows:
-        middle = [_curve(progress.rewards()), _figures(progress.last, progress.status)]
+        middle = [_curve(progress.rewards()), Text(), _figures(progress.last, progress.status)]
     else:
         middle = [_before_training(progress)]
     body = Group(*middle, Text(), _roles(progress.status), Text(), _bar(progress))

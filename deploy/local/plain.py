@@ -1,5 +1,6 @@
 """One line a step, for logs and for output that is no terminal."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,9 +24,10 @@ class PlainView:
             self.write(cold_start_line(row))
         self.cold_start_shown = len(self.progress.cold_start.rows)
         wait = str(self.progress.status.get("waiting_for") or "")
-        if not self.progress.metrics.rows and wait and wait != self.wait_shown:
+        kind = re.sub(r"\d+", "", wait)  # its numbers change all the time
+        if not self.progress.metrics.rows and wait and kind != self.wait_shown:
             self.write(f"waiting for {printable(wait)}")
-            self.wait_shown = wait
+            self.wait_shown = kind
         for row in self.progress.metrics.rows[self.steps_shown :]:
             self.write(step_line(row, self.progress.steps, self.progress.seconds_left(), waits(self.progress.status)))
         self.steps_shown = len(self.progress.metrics.rows)
