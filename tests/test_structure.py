@@ -119,16 +119,13 @@ def test_every_path_on_the_readmes_map_exists_and_every_package_is_on_it() -> No
     found = re.search(r"<!-- map -->\n```\n(.*?)```\n<!-- end of map -->", readme, re.DOTALL)
     assert found, "the map stands between <!-- map --> and <!-- end of map -->"
     paths: list[str] = []
+    folders: list[str] = []
     for line in found[1].splitlines():
-        name = line.split()[0]
-        paths.append(f"{folder_above(paths)}{name}" if line.startswith("  ") else name)
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [line.split()[0]]
+        paths.append("".join(folders))
     assert [path for path in paths if not (ROOT / path).exists()] == []
     assert {f"{package}/" for package in PACKAGES} <= set(paths)
-
-
-def folder_above(paths: list[str]) -> str:
-    """The folder under which an indented line of the map stands."""
-    return next(path for path in reversed(paths) if path.count("/") == 1 and path.endswith("/"))
 
 
 def test_make_targets_that_the_readme_names_exist() -> None:
