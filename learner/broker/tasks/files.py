@@ -46,9 +46,13 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, parse_constant=_refuse_constant)
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _task(where: str, row: Any, default_reward: str, wrap: Wrap) -> Task:

