@@ -102,7 +102,7 @@ def test_about_a_tenth_of_the_problems_is_held_out_always_the_same() -> None:
 
 
 def test_the_tokenizer_gives_back_every_trace_with_one_token_a_tag(tmp_path: Path) -> None:
-    tiny.build(tmp_path, hidden_size=16, layers=1)
+    tiny.build(tmp_path, hidden_size=32, layers=1)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     text = addition.prompt(33, 59) + addition.completion(33, 59)
     ids = tokenizer(text)["input_ids"]
@@ -123,6 +123,6 @@ def test_characters_that_the_tokenizer_lacks_become_unknown(text: str) -> None:
 
 def test_the_same_seed_builds_the_same_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        tiny.build(tmp_path / name, hidden_size=16, layers=1, seed=seed)
+        tiny.build(tmp_path / name, hidden_size=32, layers=1, seed=seed)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
