@@ -73,7 +73,7 @@ class Launch:
         if made.is_file() and written.is_file() and written.read_text() == text:
             return
         layout.write_config(self.tree, ["sft"])
-        child = self.start("sft", "sft-0", module="learner.sft", threads=len(os.sched_getaffinity(0)))
+        child = self.start("sft", "sft-0", module="learner.sft")
         self.wait(lambda: child.code == 0)
         self.processes.forget(child)
         if not made.is_file():
@@ -105,9 +105,7 @@ class Launch:
             return [], []
         return cores[:ranks], cores[ranks:]
 
-    def start(
-        self, role: str, name: str, *overrides: str, module: str = "", cores: list[int] | None = None, threads: int = 1
-    ) -> Child:
+    def start(self, role: str, name: str, *overrides: str, module: str = "", cores: list[int] | None = None) -> Child:
         """Start one process of `role` with its configuration of this run."""
         ranks = self.tree.learner.ranks if role == "learner" else 1
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
@@ -121,7 +119,7 @@ class Launch:
             "TQDM_DISABLE": "1",
         }
         if self.config.placement == "auto":
-            environment["OMP_NUM_THREADS"] = str(threads)
+            environment["OMP_NUM_THREADS"] = "1"  # two that share a machine with others wait for each other
         return self.processes.start(name, command, environment, cores or [])
 
     def wait(self, ready: Callable[[], bool], seconds: float | None = None, what: str = "") -> None:
