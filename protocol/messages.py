@@ -341,7 +341,9 @@ class VerifyJob:
     reward: Name
     reference: Text
     metadata: JsonObject
-    deadline_seconds: Seconds  # from receipt until the worker is killed
+    deadline_seconds: (
+        Seconds  # for each reward of the expression, from the start of its check; then its worker is killed
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,11 @@ class _Slot:
     jobs: int = 0
     case: _Case | None = None
 
+    def refill(self, channel: Channel, libraries: int) -> None:
+        """Another worker, about to start, takes the place."""
+        self.channel, self.libraries, self.deadline = channel, libraries, Deadline(START_SECONDS)
+        self.pid, self.cpu_seconds, self.jobs, self.case = 0, 0.0, 0, None
+
 
 class Pool:
     """`workers` workers, each replaced after `checks_per_worker` jobs. `starter` says how one comes to be."""
@@ -78,7 +83,7 @@ class Pool:
         self._ended: list[tuple[VerifyJob, Verdict]] = []
         self._libraries: set[str] = set()
         self._failed_starts = 0
-        self._slots = [self._new_slot() for _ in range(workers)]
+        self._slots = [_Slot(Channel(starter.start()), 0, Deadline(START_SECONDS)) for _ in range(workers)]
 
     @property
     def queued(self) -> int:
@@ -172,7 +177,9 @@ class Pool:
         if not slot.pid:
             self._failed_starts += 1
             if self._failed_starts >= FAILED_STARTS:
-                raise PoolBroken(f"{FAILED_STARTS} workers in a row ended before they were ready: {why}")
+                raise PoolBroken(
+                    f"{FAILED_STARTS} workers in a row ended before they were ready ({why}): the log says more"
+                )
         if slot.case and slot.case.todo:
             self._record(slot.case, None, "void", f"the worker was lost during the check: {why}", 0.0)
         log.warning("worker %d was lost: %s", slot.pid, why)
@@ -201,12 +208,7 @@ class Pool:
         slot.channel.close()
         if slot.pid:
             self._starter.end(slot.pid)
-        fresh = self._new_slot()
-        for name in ("channel", "libraries", "deadline", "pid", "cpu_seconds", "jobs", "case"):
-            setattr(slot, name, getattr(fresh, name))
-
-    def _new_slot(self) -> _Slot:
-        return _Slot(Channel(self._starter.start()), len(self._libraries), Deadline(START_SECONDS))
+        slot.refill(Channel(self._starter.start()), len(self._libraries))
 
     # ------------------------------------------------------------ work
 

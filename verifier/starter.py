@@ -65,39 +65,38 @@ class Zygote:
         )
         theirs.close()
         for library in self._libraries:
-            self._control.send(msgpack.packb(["load", library]))
+            self._send(["load", library])
+
+    def _send(self, command: list[str | int], *descriptors: int) -> bool:
+        """False: there is no zygote to take the command."""
+        try:
+            socket.send_fds(self._control, [msgpack.packb(command)], descriptors)
+        except OSError:
+            return False
+        return True
 
     def _respawn(self) -> None:
         log.warning("the zygote ended (exit code %s); starting another", self._end_process())
         self._spawn()
 
     def start(self) -> socket.socket:
-        """See `Starter.start`."""
+        """See `Starter.start`. If not even a new zygote takes the command, the channel is at its end at once."""
         ours, theirs = socket.socketpair()
         with theirs:
-            try:
-                self._start(theirs)
-            except OSError:
+            if not self._send(["start"], theirs.fileno()):
                 self._respawn()
-                self._start(theirs)
+                self._send(["start"], theirs.fileno())
         return ours
-
-    def _start(self, theirs: socket.socket) -> None:
-        socket.send_fds(self._control, [msgpack.packb(["start"])], [theirs.fileno()])
 
     def end(self, pid: int) -> None:
         """See `Starter.end`. A zygote that is gone has taken its workers along."""
-        self._tell(["end", pid])
+        if not self._send(["end", pid]):
+            self._respawn()
 
     def load(self, library: str) -> None:
         """See `Starter.load`."""
         self._libraries.append(library)
-        self._tell(["load", library])
-
-    def _tell(self, command: list[str | int]) -> None:
-        try:
-            self._control.send(msgpack.packb(command))
-        except OSError:
+        if not self._send(["load", library]):
             self._respawn()
 
     def deaths(self) -> list[tuple[int, int]]:

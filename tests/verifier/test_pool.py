@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from verifier.pool import FAILED_STARTS, Pool, PoolBroken
 from verifier.reports import BadReport, Checked, Ready, pack, unpack
 from verifier.rewards import REWARDS
 from verifier.rewards.score import Score
+from verifier.starter import Zygote
 from verifier.worker import judge
 
 
@@ -201,6 +203,21 @@ def test_workers_that_never_start_end_the_service(pool: Pool, workers: PlayedWor
     workers.ends[-1].close()
     with pytest.raises(PoolBroken, match=f"{FAILED_STARTS} workers in a row"):
         pool.turn()
+
+
+def test_a_zygote_that_cannot_start_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    pool = Pool(Zygote(2**30), workers=1, checks_per_worker=1)
+    limit = Deadline(10.0)
+
+    def turn_until_broken() -> None:
+        while not limit.passed:
+            pool.turn()
+            time.sleep(0.01)
+
+    with pytest.raises(PoolBroken, match="the log says more"):
+        turn_until_broken()
+    pool.close()
 
 
 def test_a_bug_in_a_reward_is_void_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
