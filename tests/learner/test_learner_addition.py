@@ -113,7 +113,7 @@ def test_the_tokenizer_gives_back_every_trace_with_one_token_a_tag(tmp_path: Pat
         assert len(tokenizer(piece)["input_ids"]) == 1
 
 
-@given(text=st.text(max_size=8))
+@given(text=st.text(st.characters(exclude_characters="<"), max_size=8))  # "<unk>" would be a token
 def test_characters_that_the_tokenizer_lacks_become_unknown(text: str) -> None:
     tokenizer = tiny.character_tokenizer(CHARACTERS, 512)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
