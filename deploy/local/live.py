@@ -25,7 +25,7 @@ ORDER = {"learner": 0, "actor": 1, "verifier": 2}
 RATES = {  # role → (its gauge, the unit shown)
     "learner": ("trained_tokens_per_second", "tokens/s"),
     "actor": ("tokens_per_second", "tokens/s"),
-    "verifier": ("checks_per_second", "checks/s"),
+    "verifier": ("verdicts_per_second", "verdicts/s"),
 }
 
 
