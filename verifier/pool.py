@@ -17,6 +17,7 @@ The line between a bad completion, which is data and scores 0, and an infrastruc
 
 import logging
 import os
+import signal
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ log = logging.getLogger("verifier")
 START_SECONDS = 60.0  # for a worker to report that it is ready, the loading of libraries included
 FAILED_STARTS = 5  # workers in a row that ended before they were ready: something is wrong with this host
 BUSY_SHARE = 0.1  # of its deadline that a check must have computed to be blamed for missing it; honest ones take 0.1 s
+EXPECTED_ENDS = (0, -signal.SIGKILL)
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -113,7 +115,8 @@ class Pool:
     def turn(self) -> list[tuple[VerifyJob, Verdict]]:
         """Everything that can be done now; gives back the jobs that have ended. Raises `PoolBroken`."""
         for pid, status in self._starter.deaths():
-            log.debug("worker %d ended: %s", pid, os.waitstatus_to_exitcode(status))
+            if (code := os.waitstatus_to_exitcode(status)) not in EXPECTED_ENDS:
+                log.warning("worker %d ended by itself, exit code %d", pid, code)
         for slot in self._slots:
             self._hear(slot)
             self._end_overdue(slot)
@@ -130,9 +133,12 @@ class Pool:
     # ------------------------------------------------------------ reports
 
     def _hear(self, slot: _Slot) -> None:
+        channel = slot.channel
         try:
-            slot.channel.flush()
-            for value in slot.channel.receive():
+            channel.flush()
+            for value in channel.receive():
+                if slot.channel is not channel:
+                    return  # replaced meanwhile: what else this worker says does not count
                 self._take(slot, unpack(value))
         except (ChannelClosed, BadReport) as error:
             self._lost(slot, str(error))

@@ -155,6 +155,18 @@ def test_a_check_out_of_memory_scores_nothing_and_the_rest_goes_to_a_new_worker(
     assert found.parts == {"accuracy": 0.0, "format": 1.0}
 
 
+def test_what_a_worker_says_after_it_is_replaced_does_not_count(pool: Pool, workers: PlayedWorkers) -> None:
+    worker = ready(workers)
+    pool.add(job(reward="accuracy"))
+    pool.turn()
+    worker_send(worker, checked(value=0.0, outcome="memory"))
+    worker_send(worker, pack(Ready(1, 0.0)))  # would have process 1 killed at the next deadline
+    assert verdict(pool).reward == 0.0
+    pool.add(job(2, "accuracy"))
+    pool.turn()
+    assert pool.queued == 1
+
+
 def test_a_void_part_makes_the_whole_verdict_void_and_the_worker_goes_on(pool: Pool, workers: PlayedWorkers) -> None:
     worker = ready(workers)
     pool.add(job())
