@@ -23,6 +23,7 @@ from deploy.local.processes import Child, Processes
 
 POLL_SECONDS = 0.1
 SHOW_SECONDS = 0.5
+SETTLE_SECONDS = 1.0  # after a death, for others to end of the same cause
 MODULES = {"broker": "learner.broker", "learner": "learner", "actor": "actors", "verifier": "verifier"}
 
 
@@ -129,8 +130,8 @@ class Launch:
             if self.signal:
                 codes = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
                 raise RunFailed(f"the launcher got {self.signal} and ended everything", codes[self.signal])
-            if (dead := self.dead()) and not ready():
-                raise RunFailed(f"{dead.end()}; everything else was ended")
+            if self.dead() and not ready():
+                raise RunFailed(f"{self.culprit().end()}; everything else was ended")
             if deadline and time.monotonic() > deadline:
                 raise RunFailed(f"waited {seconds:g} s for {what} in vain (logs: {self.processes.logs})")
             if time.monotonic() - self.shown >= SHOW_SECONDS:
@@ -138,13 +139,24 @@ class Launch:
                 self.shown = time.monotonic()
             time.sleep(POLL_SECONDS)
 
-    def dead(self) -> Child | None:
-        """A process that should run but does not; one killed by a signal before one that gave up for want of it."""
+    def dead(self) -> list[Child]:
+        """The processes that should run but do not."""
         finished = (self.directory / "summary.json").is_file()  # written before the learner says goodbye
-        dead = [
-            child for child in self.processes.children if child.code is not None and not (finished and not child.code)
+        return [
+            child for child in self.processes.children if child.code is not None and not (finished and child.code == 0)
         ]
-        return min(dead, key=lambda child: child.code or 0, default=None)
+
+    def culprit(self) -> Child:
+        """Of the dead, the one that took the others along.
+
+        When the learner or the broker fails, the rest is told and leaves with an error, perhaps before torchrun has
+        noticed; an actor or a verifier takes nobody along. A process that was killed did not leave for want of another.
+        """
+        time.sleep(SETTLE_SECONDS)
+        rank = {"learner": 0, "broker": 1}
+        return min(
+            self.dead(), key=lambda child: ((child.code or 0) >= 0, rank.get(child.name.partition("-")[0], len(rank)))
+        )
 
     def watch(self) -> None:
         """Until the learner has finished and everyone has left by itself."""

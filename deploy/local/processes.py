@@ -19,7 +19,8 @@ from deploy.local import sweep
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None, use_errno=True)
-TAIL_BYTES = 64 * 1024
+TAIL_BYTES = 64 * 1024  # of a log, searched for an error
+LONGEST = 300  # characters of an error that are shown
 TELLING = re.compile(r" (ERROR|CRITICAL) |^[a-z-]+: |^[\w.]*(Error|Exception|Exit|Interrupt)\b|^Could not |^Key '")
 
 
@@ -40,7 +41,7 @@ class Child:
         """How it ended, in words, with what its log says last."""
         code = self.code
         assert code is not None
-        said = last_error(self.log) if code else ""
+        said = last_error(self.log, or_last=code > 0) if code else ""
         return f"{self.name} {_manner(code)}{f': {said}' if said else ''} (log: {self.log})"
 
 
@@ -134,13 +135,14 @@ def _zombie() -> int:
     return found.si_pid if found else 0
 
 
-def last_error(log: Path) -> str:
-    """The last line of a log that tells of an error, else its last line; on one line, printable, cut at 300."""
+def last_error(log: Path, *, or_last: bool) -> str:
+    """The last line of a log that tells of an error, `or_last` the last of all; printable, cut at `LONGEST`."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if TELLING.search(line)] or lines
+    telling = [line for line in lines if TELLING.search(line)] or (lines if or_last else [])
     if not telling:
         return ""
     text = re.sub(r"^\S+ \S+ \w+ (ERROR|CRITICAL) ", "", telling[-1].strip())
-    return "".join(character if character.isprintable() else " " for character in text)[:300]
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

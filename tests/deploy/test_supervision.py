@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.processes import last_error
+
 HERE = Path(__file__).parent
 DEADLINE = 10.0  # seconds within which everything must be over
 START = 60.0  # seconds that start-up may take on a busy machine
@@ -118,6 +120,36 @@ def test_a_role_that_fails_is_named_with_its_last_error(start: Start) -> None:
     cause = "actor-1 ended with exit code 3: the engine has no memory left"
     assert errors == f"local: {cause} (log: {run.path}/logs/actor-1.log); everything else was ended\n"
     assert (code, run.living()) == (1, [])
+
+
+def test_of_two_that_end_together_the_one_that_takes_others_along_is_named(start: Start) -> None:
+    run = start({"learner-0": "fail", "actor-0": "fail"})
+    run.pid("actor-0")
+    assert run.end()[2].startswith("local: learner-0 ended with exit code 3")
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        ("2026-01-01 00:00:00,1 actor ERROR no memory\n2026-01-01 00:00:01,1 actor INFO leaving\n", "no memory"),
+        ("learner: model=x: has no config.json\nWARNING: something\n", "learner: model=x: has no config.json"),
+        (
+            "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: 3 GB\n",
+            "torch.OutOfMemoryError: 3 GB",
+        ),
+        ("all is well\n\n", "all is well"),
+        ("", ""),
+        ("broker: \x1b[31m" + 400 * "x", "broker:  [31m" + 287 * "x" + "…"),
+    ],
+)
+def test_the_error_that_a_log_tells_of_is_found(tmp_path: Path, log: str, told: str) -> None:
+    (tmp_path / "a.log").write_text(log)
+    assert last_error(tmp_path / "a.log", or_last=True) == told
+
+
+def test_a_killed_role_is_not_said_to_have_died_of_its_last_line(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("all is well\n")
+    assert last_error(tmp_path / "a.log", or_last=False) == ""
 
 
 def test_a_role_that_leaves_early_ends_everything_even_with_exit_code_0(start: Start) -> None:
