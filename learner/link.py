@@ -60,12 +60,12 @@ class Link:
         self._store = WeightStore(versions_kept)
         self._to_thread: queue.SimpleQueue[FromTrainer] = queue.SimpleQueue()
         self._to_trainer: queue.SimpleQueue[GroupBatch | Goodbye | _Failure] = queue.SimpleQueue()
-        self._alarm, self._bell = _wake_pair()
         self._policy_version = 0
         self._waiting_for = ""
         self._gauges: dict[str, float] = {}
         self._over = False
         self.welcome = self._join()
+        self._alarm, self._bell = _wake_pair()
         self._silence = Deadline(self.welcome.silence_seconds)
         self._heartbeat = Ticker(self.welcome.heartbeat_seconds)
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)

@@ -1,0 +1,192 @@
+"""The learner's line to the others, against a broker and actors played by the test on real sockets."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner.link import Link, own_address
+from learner.weights import snapshot
+from protocol.errors import PeerSilent, ProtocolError, Refused
+from protocol.messages import (
+    BatchRequest,
+    Consumed,
+    Goodbye,
+    GroupBatch,
+    Heartbeat,
+    Hello,
+    Message,
+    Refusal,
+    RunSpec,
+    Sampling,
+    Shard,
+    ShardGone,
+    ShardRequest,
+    StreamStats,
+    WeightManifest,
+    Welcome,
+)
+from protocol.sockets import Dealer, Router
+
+HELLO = Hello(role="learner", name="learner", host="here", pid=1, metrics_port=0, versions={})
+STATS = StreamStats(
+    generated_tokens=0, rollouts=0, verdicts=0, void_verdicts=0, groups_dropped={}, actors=0, verifiers=0
+)
+
+
+def welcome(silence: float = 20.0) -> Welcome:
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=8)
+    run = RunSpec(name="r", model="m", seed=0, group_size=2, groups_per_step=1, max_staleness=0, sampling=sampling)
+    return Welcome(run=run, policy_version=0, heartbeat_seconds=0.05, silence_seconds=silence)
+
+
+class FakeBroker:
+    """A router that knows its one peer; the answer to Hello is sent before the learner asks for it."""
+
+    def __init__(self) -> None:
+        self.router = Router("tcp://127.0.0.1:*")
+        self.peer = b""
+
+    def link(self, answer: Message) -> Link:
+        """A link that was answered so; the broker's part runs in a thread only for that long."""
+
+        def answer_hello() -> None:
+            received = self.router.receive(10)
+            assert received is not None
+            self.peer = received[0]
+            self.router.send(self.peer, answer)
+
+        thread = threading.Thread(target=answer_hello)
+        thread.start()
+        try:
+            return Link(self.router.address, HELLO, versions_kept=2)
+        finally:
+            thread.join()
+
+    def send(self, message: Message) -> None:
+        assert self.router.send(self.peer, message)
+
+    def expect(self, kind: type[Any]) -> Any:
+        """The next message of a kind, heartbeats aside."""
+        while (received := self.router.receive(5)) is not None:
+            if isinstance(received[1], kind):
+                return received[1]
+            assert isinstance(received[1], Heartbeat)
+        pytest.fail(f"no {kind.__name__} came")
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    fake = FakeBroker()
+    yield fake
+    fake.router.close()
+
+
+def test_a_batch_is_asked_for_and_its_groups_are_reported_consumed(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        assert link.run.group_size == 2
+        broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
+        batch = link.next_batch(0, 5)
+        assert isinstance(batch, GroupBatch)
+        assert broker.expect(BatchRequest) == BatchRequest(policy_version=0)
+        link.consumed(1, (3, 4))
+        assert broker.expect(Consumed) == Consumed(policy_version=1, group_ids=(3, 4))
+        link.goodbye("enough", finished=True)
+        assert broker.expect(Goodbye) == Goodbye(reason="enough", finished=True)
+
+
+def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        weight = torch.arange(6.0).reshape(2, 3)
+        for version in range(3):
+            link.publish(snapshot(version, [("w", weight + version)], None))
+        manifests = [broker.expect(WeightManifest) for _ in range(3)]
+        assert [manifest.version for manifest in manifests] == [0, 1, 2]
+        with Dealer(manifests[0].endpoint) as actor:
+            actor.send(ShardRequest(version=2, shard=0))
+            shard = actor.receive(5)
+            assert isinstance(shard, Shard)
+            np.testing.assert_array_equal(shard.data.view(np.float32), (weight + 2).flatten().numpy())
+            actor.send(ShardRequest(version=0, shard=0))
+            assert actor.receive(5) == ShardGone(version=0)
+        link.goodbye("enough", finished=True)
+
+
+def test_heartbeats_go_on_while_the_training_thread_is_busy_and_say_what_it_waits_for(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        link.show(reward=0.5)
+        beats = [broker.expect(Heartbeat) for _ in range(4)]
+        assert beats[-1].gauges == {"reward": 0.5}
+        with pytest.raises(PeerSilent, match="no batch for step 1 within"):
+            link.next_batch(0, 0.3)
+        waiting = {
+            message.waiting_for
+            for received in iter(lambda: broker.router.receive(0.05), None)
+            if isinstance(message := received[1], Heartbeat)
+        }
+        assert "the batch for step 1" in waiting
+        link.goodbye("enough", finished=True)
+
+
+def test_malformed_and_foreign_messages_do_not_stop_it(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        broker.router.socket.send_multipart([broker.peer, b"\xc1"])
+        broker.send(ShardGone(version=3))
+        broker.send(Refusal(field="x", problem="not fatal", fatal=False))
+        link.publish(snapshot(0, [("w", torch.zeros(2))], None))
+        with Dealer(broker.expect(WeightManifest).endpoint) as stranger:
+            stranger.socket.send_multipart([b"junk", b"more"])
+            stranger.send(ShardRequest(version=0, shard=0))
+            assert isinstance(stranger.receive(5), Shard)
+        broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
+        assert isinstance(link.next_batch(0, 5), GroupBatch)
+        link.goodbye("enough", finished=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "text"),
+    [
+        (Refusal(field="policy_version", problem="two learners", fatal=True), Refused, "two learners"),
+        (Goodbye(reason="verifiers gone", finished=False), ProtocolError, "ended the run: verifiers gone"),
+    ],
+)
+def test_what_ends_the_run_early_reaches_the_training_thread(
+    broker: FakeBroker, message: Message, error: type[Exception], text: str
+) -> None:
+    with broker.link(welcome()) as link:
+        broker.send(message)
+        with pytest.raises(error, match=text):
+            link.next_batch(0, 5)
+
+
+def test_a_finished_run_ends_the_wait_for_a_batch(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        broker.send(Goodbye(reason="the tasks have ended", finished=True))
+        assert link.next_batch(0, 5) == Goodbye(reason="the tasks have ended", finished=True)
+
+
+def test_a_broker_that_falls_silent_is_an_error(broker: FakeBroker) -> None:
+    with broker.link(welcome(silence=0.3)) as link, pytest.raises(PeerSilent, match=r"was silent for 0"):
+        link.next_batch(0, 5)
+
+
+def test_a_refused_hello_says_why(broker: FakeBroker) -> None:
+    with pytest.raises(Refused, match="name: is taken"):
+        broker.link(Refusal(field="name", problem="is taken", fatal=True))
+
+
+def test_an_error_in_training_is_told_to_the_broker(broker: FakeBroker) -> None:
+    with pytest.raises(RuntimeError, match="boom"), broker.link(welcome()):
+        raise RuntimeError("boom")
+    goodbye = broker.expect(Goodbye)
+    assert not goodbye.finished
+    assert "boom" in goodbye.reason
+
+
+def test_the_own_address_is_the_one_on_the_way_to_the_broker() -> None:
+    assert own_address("tcp://127.0.0.1:5555") == "127.0.0.1"
+    with pytest.raises(ValueError, match="tcp://host:port"):
+        own_address("127.0.0.1")
