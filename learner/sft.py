@@ -72,7 +72,7 @@ def run(config: SftRoot) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     policy = model.load(source, ranks, param_dtype="float32", chunk=sft.logprob_chunk)
     examples = file_examples(Path(sft.data), sft.seed) if sft.data else addition_examples(sft)
-    steps = optimizer.build(policy, config.optimizer, decay_steps=sft.steps)  # half as many make the facts certain
+    steps = optimizer.build(policy, config.optimizer, decay_steps=sft.steps)
     train(policy, steps, examples, tokenizer, sft, ranks)
     state = full_state(policy)
     if ranks.first:

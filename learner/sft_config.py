@@ -19,7 +19,7 @@ class SftConfig:
     data: str = option("", "JSONL with `prompt` and `completion`; empty: generated addition traces")
     digits: int = option(2, "addition: digits of each operand")
     faulty: float = option(0.85, "addition: share of traces with a systematic fault")
-    steps: int = option(250, "optimizer steps; the learning rate falls linearly to 0 over them")
+    steps: int = option(350, "optimizer steps; the learning rate falls linearly to 0 over them")
     batch_size: int = option(64, "sequences a step")
     tokens_per_micro_batch: int = option(8192, "padded tokens of one forward pass on one rank")
     logprob_chunk: int = option(4096, "completion tokens whose logits exist at the same time")
