@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:  # the broker's tests, in this folder's subfolder, run without torch
     from learner.batch import TrainingSequence
@@ -16,9 +15,6 @@ if TYPE_CHECKING:  # the broker's tests, in this folder's subfolder, run without
     from protocol.messages import GroupBatch
 
 FINGERPRINT = "0" * 32
-
-settings.register_profile("offbeat", deadline=None, derandomize=True, max_examples=50)  # a slow host is no failure
-settings.load_profile("offbeat")
 
 
 @pytest.fixture(scope="session")
