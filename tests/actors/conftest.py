@@ -13,7 +13,7 @@ from actors.environment import prepare
 from actors.requests import Engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vllm_environment() -> Iterator[None]:
     """The process as vLLM wants it, and as it was afterwards."""
     before, threads, set_num_threads = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
@@ -26,7 +26,7 @@ def vllm_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_engine(vllm_environment: None) -> Callable[..., Engine]:
     """Starts the real engine on a model directory; the caller closes it."""
 

@@ -125,8 +125,11 @@ def test_a_directory_that_holds_a_run_is_refused_unless_it_may_be_overwritten(tm
 
 
 def test_a_directory_whose_run_goes_on_is_refused_even_with_overwrite(tmp_path: Path) -> None:
-    waiting = "import sys; sys.stdin.read()  # broker"
-    with subprocess.Popen([sys.executable, "-c", waiting], stdin=subprocess.PIPE) as running:
+    waiting = "import sys; print(flush=True); sys.stdin.read()  # broker"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", waiting], **pipes) as running:
+        assert running.stdout is not None
+        running.stdout.readline()  # only now its command line is surely its own
         (tmp_path / "broker.json").write_text(f'{{"pid": {running.pid}}}')
         with pytest.raises(ValueError, match="a run is going on there"):
             layout.claim(tmp_path, overwrite=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the broker's tests, in this folder's subfolder, run without
 FINGERPRINT = "0" * 32
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # vLLM makes and ends a process group of its own in other modules
 def ranks() -> Iterator[Ranks]:
     """This process as the only rank."""
     import torch
@@ -41,7 +41,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, 
     def build(architecture: str, tied: bool) -> Path:
         if (architecture, tied) not in built:
             directory = tmp_path_factory.mktemp(f"{architecture}-{'tied' if tied else 'untied'}") / "model"
-            tiny.build(directory, architecture=architecture, hidden_size=32, layers=2, tied=tied)
+            tiny.build(directory, architecture=architecture, hidden_size=64, layers=2, tied=tied)
             built[architecture, tied] = directory
         return built[architecture, tied]
 
