@@ -85,7 +85,7 @@ class Launch:
         layout.write_config(self.tree, ["broker"])
         self.start("broker", "broker-0")
         address_file = self.directory / "broker.json"
-        self.wait(address_file.is_file, self.config.start_seconds, "the broker to listen")
+        self.wait(address_file.is_file, self.config.start_seconds, lambda: "the broker to listen")
         address = json.loads(address_file.read_text())["broker"]
         layout.write_config(self.tree, ["learner", "actor", "verifier"], broker=address)
         learner_cores, actor_cores = self.placement()
@@ -123,7 +123,7 @@ class Launch:
             environment["OMP_NUM_THREADS"] = "1"  # two that share a machine with others wait for each other
         return self.processes.start(name, command, environment, cores or [])
 
-    def wait(self, ready: Callable[[], bool], seconds: float | None = None, what: str = "") -> None:
+    def wait(self, ready: Callable[[], bool], seconds: float | None = None, what: Callable[[], str] = str) -> None:
         """Until `ready`. Raises `RunFailed` on a signal, on the death of any process, and after `seconds`."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not ready():
@@ -133,7 +133,7 @@ class Launch:
             if self.dead() and not ready():
                 raise RunFailed(f"{self.culprit().end()}; everything else was ended")
             if deadline and time.monotonic() > deadline:
-                raise RunFailed(f"waited {seconds:g} s for {what} in vain (logs: {self.processes.logs})")
+                raise RunFailed(f"waited {seconds:g} s for {what()} in vain (logs: {self.processes.logs})")
             if time.monotonic() - self.shown >= SHOW_SECONDS:
                 self.show()
                 self.shown = time.monotonic()
@@ -158,14 +158,16 @@ class Launch:
             self.dead(), key=lambda child: ((child.code or 0) >= 0, rank.get(child.name.partition("-")[0], len(rank)))
         )
 
+    def running(self) -> str:
+        """The names of the processes that have not ended."""
+        return ", ".join(child.name for child in self.processes.children if child.code is None)
+
     def watch(self) -> None:
         """Until the learner has finished and everyone has left by itself."""
         learner = next(child for child in self.processes.children if child.name == "learner-0")
         self.wait(lambda: learner.code == 0 and (self.directory / "summary.json").is_file())
-        running = [child for child in self.processes.children if child.code is None]
-        names = ", ".join(child.name for child in running)
         self.wait(
             lambda: all(child.code == 0 for child in self.processes.children),
             self.config.end_seconds,
-            f"{names} to leave when the run was over",
+            lambda: f"{self.running()} to leave when the run was over",
         )

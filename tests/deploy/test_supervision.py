@@ -188,8 +188,8 @@ def test_a_broker_that_does_not_listen_ends_the_start(start: Start) -> None:
 
 
 def test_a_role_that_does_not_leave_when_the_run_is_over_is_named_and_ended(start: Start) -> None:
-    run = start({"learner-0": "finish", "actor-0": "stay"}, "end_seconds=0.5")
+    run = start({"learner-0": "finish", "actor-0": "stay"}, "end_seconds=2")
     everyone(run)
     code, _, errors = run.end()
-    assert errors.startswith("local: waited 0.5 s for actor-0 to leave when the run was over in vain")
+    assert errors.startswith("local: waited 2 s for actor-0 to leave when the run was over in vain")
     assert (code, run.living()) == (1, [])
