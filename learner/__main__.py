@@ -19,6 +19,7 @@ from learner.distributed import Ranks
 from learner.link import Link
 from learner.loop import Learner
 from learner.record import open_record, versions
+from learner.reference import load_reference
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 
@@ -51,14 +52,15 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     settings = config.learner
     policy = model.load(Path(config.model), ranks, param_dtype=settings.param_dtype, chunk=settings.logprob_chunk)
     steps = optimizer.build(policy, config.optimizer)
+    reference = load_reference(config, ranks)
     if not ranks.first:
-        Learner(config, _run_spec(None, ranks), ranks, policy, steps, None, None).train()
+        Learner(config, _run_spec(None, ranks), ranks, policy, steps, reference, None, None).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # on rank 0 alone: it says goodbye, the others have nothing to say
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
     record = open_record(Path(config.run.dir), settings.samples_per_step)
     with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
-        learner = Learner(config, _run_spec(link.welcome, ranks), ranks, policy, steps, link, record)
+        learner = Learner(config, _run_spec(link.welcome, ranks), ranks, policy, steps, reference, link, record)
         reason = learner.train()
         link.goodbye(reason, finished=True)
     log.info("finished: %s", reason)

@@ -14,6 +14,7 @@ import torch
 
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+Bools: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +26,20 @@ class TrainingSequence:
     behaviour_logprobs: Floats  # [T] float32, nats
     staleness: Ints  # [T] int32, steps
     advantage: float
-    token_weight: float  # of each of its tokens in the global loss, see learner.aggregation
+    token_weight: float  # of each of its tokens in the global loss, see learner.loss.aggregation
     index: int  # place in the whole batch
+    group: int  # group_id of its rollout
+    loss_mask: Bools | None = None  # [T] bool, True where the token is trained; None: all of them
 
     @property
     def length(self) -> int:
         """Prompt and completion tokens."""
         return len(self.prompt_ids) + len(self.token_ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Completion tokens that are trained."""
+        return len(self.token_ids) if self.loss_mask is None else int(self.loss_mask.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +54,10 @@ class MicroBatch:
     advantages: torch.Tensor  # [N] float32
     token_weights: torch.Tensor  # [N] float32
     sequence_index: torch.Tensor  # [N] int64
+    group_index: torch.Tensor  # [N] int64
     loss_mask: torch.Tensor  # [N] bool; all False in a micro-batch that only keeps the ranks in step
+    proximal_logprobs: torch.Tensor | None = None  # [N] float32, where they were scored before the loss
+    reference_logprobs: torch.Tensor | None = None  # [N] float32, likewise
 
 
 def share(
@@ -104,8 +115,14 @@ def assemble(rows: Sequence[TrainingSequence], device: torch.device) -> MicroBat
         advantages=spread([row.advantage for row in rows], torch.float32),
         token_weights=spread([row.token_weight for row in rows], torch.float32),
         sequence_index=spread([row.index for row in rows], torch.int64),
-        loss_mask=torch.ones(sum(lengths), dtype=torch.bool, device=device),
+        group_index=spread([row.group for row in rows], torch.int64),
+        loss_mask=joined([mask_of(row) for row in rows], torch.bool),
     )
+
+
+def mask_of(sequence: TrainingSequence) -> Bools:
+    """Which of its completion tokens are trained, [T] bool."""
+    return np.ones(len(sequence.token_ids), dtype=np.bool_) if sequence.loss_mask is None else sequence.loss_mask
 
 
 def idle(row: TrainingSequence, device: torch.device) -> MicroBatch:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from learner.loss.config import LossConfig, check_loss
 from protocol.options import option
 
 
@@ -14,26 +15,6 @@ class RunConfig:
     name: str = option("run", "name of the run")
     dir: str = option("runs/${.name}", "directory for metrics, checkpoints, logs and the report")
     seed: int = option(0, "seed of task order, sampling and SFT shuffling")
-
-
-@dataclass(kw_only=True, slots=True)
-class LossConfig:
-    """The policy loss; formulas in `learner/losses.py`."""
-
-    name: str = option("ppo_clip", "policy loss: `ppo_clip` or `cispo`")
-    advantage: str = option("grpo", "group-relative advantage: `grpo`, `dr_grpo` or `rloo`")
-    correction: str = option("tis_token", "off-policy correction: `tis_token` or `none`")
-    aggregation: str = option(
-        "token_mean", "`token_mean`, `seq_mean_token_mean`, `seq_mean_token_sum_norm`, `prompt_mean`"
-    )
-    proximal: str = option(
-        "recompute", "trust-region anchor of ppo_clip: `recompute` (learner) or `behaviour` (sampler)"
-    )
-    clip_low: float = option(0.2, "ppo_clip: lower clip ε")
-    clip_high: float = option(0.28, "ppo_clip: upper clip ε")
-    dual_clip: float = option(3.0, "ppo_clip: bound c on the loss of negative advantages; 0 turns it off")
-    cispo_cap: float = option(5.0, "cispo: cap c of the importance weight")
-    tis_cap: float = option(2.0, "tis_token: cap C of the importance weight")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,29 +70,14 @@ class LearnerRoot:
 
 def check(config: LearnerRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
-    loss, learner = config.loss, config.learner
+    learner = config.learner
     for key, value, allowed in (
-        ("loss.name", loss.name, ("ppo_clip", "cispo")),
-        ("loss.advantage", loss.advantage, ("grpo", "dr_grpo", "rloo")),
-        ("loss.correction", loss.correction, ("tis_token", "none")),
-        (
-            "loss.aggregation",
-            loss.aggregation,
-            ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm", "prompt_mean"),
-        ),
-        ("loss.proximal", loss.proximal, ("recompute", "behaviour")),
         ("learner.device", learner.device, ("auto", "cpu", "cuda")),
         ("learner.param_dtype", learner.param_dtype, ("float32", "bfloat16")),
         ("learner.publish_dtype", learner.publish_dtype, ("", "float32", "bfloat16", "float16")),
     ):
         if value not in allowed:
             raise ValueError(f"{key}={value}: must be one of {', '.join(filter(None, allowed))}")
-    if loss.correction != "none" and (loss.name == "cispo" or loss.proximal == "behaviour"):
-        weighted = "cispo" if loss.name == "cispo" else "the behaviour anchor"
-        raise ValueError(
-            f"loss.correction={loss.correction} with {weighted}: the loss holds π/μ already and would "
-            "be weighted twice; use loss.correction=none"
-        )
     for name in ("steps", "target_window", "ranks", "tokens_per_micro_batch", "logprob_chunk", "versions_kept"):
         if getattr(learner, name) < 1:
             raise ValueError(f"learner.{name}={getattr(learner, name)}: must be at least 1")
@@ -120,18 +86,7 @@ def check(config: LearnerRoot) -> None:
             raise ValueError(f"learner.{name}={getattr(learner, name)}: must not be below 0")
     if not learner.batch_wait_seconds > 0:
         raise ValueError(f"learner.batch_wait_seconds={learner.batch_wait_seconds}: must be above 0")
-    if not 0 <= loss.clip_low < 1:
-        raise ValueError(f"loss.clip_low={loss.clip_low}: must be at least 0 and below 1, ratios are clipped at 1 − ε")
-    if not loss.clip_high >= 0:
-        raise ValueError(f"loss.clip_high={loss.clip_high}: must not be below 0")
-    if loss.dual_clip != 0 and not loss.dual_clip > 1:
-        raise ValueError(
-            f"loss.dual_clip={loss.dual_clip}: must be above 1, or 0 to turn it off; lower, it would cut the gradient "
-            "of tokens whose probability has not changed"
-        )
-    for name in ("cispo_cap", "tis_cap"):
-        if not getattr(loss, name) > 0:
-            raise ValueError(f"loss.{name}={getattr(loss, name)}: must be above 0, it bounds a weight")
+    check_loss(config.loss)
     check_optimizer(config.optimizer)
 
 

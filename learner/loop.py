@@ -1,12 +1,13 @@
 """The learner's loop: receive → advantage → pack → loss → step → publish.
 
-It waits in one place, for a batch (`Link.next_batch`, with a deadline), and for nobody when it publishes. Rank 0 speaks
-to the broker; the other ranks hear of a batch, or of the end, by one broadcast.
+A batch makes one step, and one policy version, of as many optimizer updates as it has minibatches. The loop waits in
+one place, for a batch (`Link.next_batch`, with a deadline), and for nobody when it publishes. Rank 0 speaks to the
+broker; the other ranks hear of a batch, or of the end, by one broadcast.
 """
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,14 +16,16 @@ from typing import Any
 
 import torch
 
-from learner import batch, checkpoint, exchange, metrics
+from learner import batch, checkpoint, exchange, metrics, reference
+from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LearnerRoot
+from learner.credit import Credited, credit, minibatches, untrained_sequences
 from learner.distributed import Ranks
 from learner.link import Link
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
 from learner.record import Record, describe
-from learner.step import StepResult, train_step, training_sequences
+from learner.step import StepResult, reference_kl, train_step
 from learner.weights import snapshot
 from protocol.messages import Goodbye, GroupBatch, RunSpec
 
@@ -35,7 +38,10 @@ class Totals:
 
     trained_tokens: int = 0
     groups_trained: int = 0
-    generated_tokens: int = 0
+    groups_filtered: Counter[str] = field(default_factory=Counter)  # by the learner, by reason
+    consumed_tokens: int = 0  # of all rollouts of all batches, filtered ones too
+    consumed_rollouts: int = 0
+    generated_tokens: int = 0  # as the broker counts them
     verdicts: int = 0
 
 
@@ -48,6 +54,7 @@ class Learner:
     ranks: Ranks
     policy: Policy
     optimizer: Optimizer
+    reference: Policy | None  # of the KL term
     link: Link | None
     record: Record | None
     policy_version: int = 0
@@ -65,10 +72,10 @@ class Learner:
             if isinstance(received, Goodbye):
                 reason = received.reason
                 break
-            micro_batches = self.prepare(received)
-            result = self.step(micro_batches)
+            credited = self.credit(received)
+            result = self.step(self.pack(credited))
             self.publish()
-            self.tell(received, result)
+            self.tell(received, credited, result)
         self.save(Path(self.config.run.dir) / "checkpoint")
         if self.record:
             self.record.summary(reason, time.monotonic() - self.began)
@@ -94,24 +101,37 @@ class Learner:
         assert isinstance(shared, GroupBatch | Goodbye)
         return shared
 
-    def prepare(self, received: GroupBatch) -> list[batch.MicroBatch]:
-        """Advantages and token weights of the whole batch, then this rank's micro-batches."""
-        with self.timed("prepare"):
-            sequences = training_sequences(received, self.config.loss, self.run.sampling.max_tokens)
-            return batch.share(
-                sequences,
-                budget=self.config.learner.tokens_per_micro_batch,
-                rank=self.ranks.rank,
-                world=self.ranks.world,
-                device=self.ranks.device,
-            )
+    def credit(self, received: GroupBatch) -> Credited:
+        """The sequences that are trained, each with its advantage."""
+        with self.timed("credit"):
+            longest, distance = self.run.sampling.max_tokens, None
+            if self.config.loss.kl_in_reward and self.reference is not None:
+                sequences = untrained_sequences(received)
+                scored, temperature = self.share(sequences), self.run.sampling.temperature
+                distance = reference_kl(self.policy, self.reference, scored, len(sequences), temperature)
+            return credit(received, self.config.loss, longest=longest, reference_kl=distance)
 
-    def step(self, micro_batches: list[batch.MicroBatch]) -> StepResult:
-        """One optimizer step."""
+    def pack(self, credited: Credited) -> list[list[MicroBatch]]:
+        """The minibatches, each as the micro-batches of this rank."""
+        with self.timed("pack"):
+            parts = minibatches(credited.sequences, self.config.loss, longest=self.run.sampling.max_tokens)
+            return [self.share(part) for part in parts]
+
+    def share(self, sequences: list[TrainingSequence]) -> list[MicroBatch]:
+        """This rank's share of some sequences."""
+        budget, ranks = self.config.learner.tokens_per_micro_batch, self.ranks
+        return batch.share(sequences, budget=budget, rank=ranks.rank, world=ranks.world, device=ranks.device)
+
+    def step(self, packed: list[list[MicroBatch]]) -> StepResult:
+        """The optimizer updates of one batch."""
         with self.timed("train"):
-            temperature = self.run.sampling.temperature
-            result = train_step(self.policy, self.optimizer, micro_batches, self.config.loss, temperature=temperature)
+            loss, temperature = self.config.loss, self.run.sampling.temperature
+            result = train_step(
+                self.policy, self.optimizer, packed, loss, temperature=temperature, reference=self.reference
+            )
         self.policy_version += 1
+        if self.reference is not None and loss.kl_replace_every and self.policy_version % loss.kl_replace_every == 0:
+            reference.replace(self.reference, self.policy)
         return result
 
     def publish(self) -> None:
@@ -125,26 +145,28 @@ class Learner:
             else:
                 deque(state, maxlen=0)  # takes part in the gathering
 
-    def tell(self, trained: GroupBatch, result: StepResult) -> None:
+    def tell(self, received: GroupBatch, credited: Credited, result: StepResult) -> None:
         """Report the step to the broker, the run's files and Prometheus."""
-        described = describe(trained)
+        described = describe(received)
         self.rewards.append(described["reward_mean"])
         if len(self.rewards) > self.config.learner.target_window:
             self.rewards.popleft()
         if self.link is None or self.record is None:
             return
-        self.link.consumed(self.policy_version, tuple(group.group_id for group in trained.groups))
-        row = self.row(trained, described, result)
+        self.link.consumed(self.policy_version, tuple(group.group_id for group in received.groups))
+        row = self.row(received, described, credited, result)
         self.record.step(row)
-        self.record.samples(self.policy_version, trained)
-        metrics.show(row, trained, self.policy_version, result.applied)
+        self.record.samples(self.policy_version, received)
+        metrics.show(row, received, credited, result)
         self.link.show(
             reward=row["reward_mean"],
             trained_tokens_per_second=row["trained_tokens_per_second"],
             steps=self.config.learner.steps,
         )
-        if not result.applied:
-            log.error("step %d: the gradient is not finite, the weights stay as they were", self.policy_version)
+        if result.skipped:
+            why = ", ".join(f"{count} {reason}" for reason, count in result.skipped.items())
+            groups = f"; not finite because of groups {list(result.culprits)}" if result.culprits else ""
+            log.warning("step %d: updates skipped (%s)%s", self.policy_version, why, groups)
         log.info(
             "step %d: reward %.3f, length %.1f, staleness ≤ %d, %.2f s",
             *(
@@ -156,35 +178,45 @@ class Learner:
             ),
         )
 
-    def row(self, trained: GroupBatch, described: dict[str, Any], result: StepResult) -> dict[str, Any]:
+    def row(
+        self, received: GroupBatch, described: dict[str, Any], credited: Credited, result: StepResult
+    ) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
-        tokens = sum(len(item.rollout.token_ids) for group in trained.groups for item in group.scored)
-        stats = trained.stats
+        stats, before = received.stats, self.totals
         seconds = max(sum(self.clock.values()), 1e-9)
-        row = {
+        rollouts = [item.rollout for group in received.groups for item in group.scored]
+        totals = Totals(
+            trained_tokens=before.trained_tokens + credited.tokens,
+            groups_trained=before.groups_trained + len(received.groups) - sum(credited.groups_filtered.values()),
+            groups_filtered=before.groups_filtered + Counter(credited.groups_filtered),
+            consumed_tokens=before.consumed_tokens + sum(len(rollout.token_ids) for rollout in rollouts),
+            consumed_rollouts=before.consumed_rollouts + len(rollouts),
+            generated_tokens=stats.generated_tokens,
+            verdicts=stats.verdicts,
+        )
+        self.totals = totals
+        consumed_mean = totals.consumed_tokens / max(totals.consumed_rollouts, 1)
+        generated_mean = stats.generated_tokens / max(stats.rollouts, 1)
+        return {
             "step": self.policy_version,
             "policy_version": self.policy_version,
             "time_s": time.monotonic() - self.began,
             **described,
             **result.row(),
             "generated_tokens": stats.generated_tokens,
-            "trained_tokens": self.totals.trained_tokens + tokens,
-            "generated_tokens_per_second": (stats.generated_tokens - self.totals.generated_tokens) / seconds,
-            "trained_tokens_per_second": tokens / seconds,
-            "verdicts_per_second": (stats.verdicts - self.totals.verdicts) / seconds,
-            "groups_trained": self.totals.groups_trained + len(trained.groups),
-            "groups_dropped": stats.groups_dropped,
+            "trained_tokens": totals.trained_tokens,
+            "generated_tokens_per_second": (stats.generated_tokens - before.generated_tokens) / seconds,
+            "trained_tokens_per_second": credited.tokens / seconds,
+            "verdicts_per_second": (stats.verdicts - before.verdicts) / seconds,
+            "length_bias": consumed_mean / generated_mean if generated_mean else None,
+            "groups_trained": totals.groups_trained,
+            "groups_dropped": dict(Counter(stats.groups_dropped) + totals.groups_filtered),
+            "zero_variance_by_prompt": credited.zero_variance_by_prompt,
+            "rollouts_filtered": credited.rollouts_filtered,
             "actors": stats.actors,
             "verifiers": stats.verifiers,
             "seconds": {**self.clock, "total": seconds},
         }
-        self.totals = Totals(
-            trained_tokens=row["trained_tokens"],
-            groups_trained=row["groups_trained"],
-            generated_tokens=stats.generated_tokens,
-            verdicts=stats.verdicts,
-        )
-        return row
 
     def save(self, directory: Path) -> None:
         """Write an HF checkpoint of the present weights. Collective."""

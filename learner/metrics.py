@@ -5,13 +5,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from learner.credit import Credited
+from learner.step import StepResult
 from protocol.messages import GroupBatch
 
 REGISTRY = CollectorRegistry()
 
 STEP_SECONDS = Histogram(
     "learner_step_seconds",
-    "Time of one step by phase: receive, prepare, train, publish",
+    "Time of one step by phase: receive, credit, pack, train, publish",
     ["phase"],
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
     registry=REGISTRY,
@@ -19,7 +21,20 @@ STEP_SECONDS = Histogram(
 POLICY_VERSION = Gauge("learner_policy_version", "Optimizer steps behind the weights", registry=REGISTRY)
 TRAINED_TOKENS = Counter("learner_trained_tokens", "Completion tokens trained", registry=REGISTRY)
 GROUPS_TRAINED = Counter("learner_groups_trained", "Groups trained", registry=REGISTRY)
-STEPS_SKIPPED = Counter("learner_steps_skipped", "Steps whose gradient was not finite", registry=REGISTRY)
+GROUPS_FILTERED = Counter(
+    "learner_groups_filtered",
+    "Groups that taught nothing (singleton, zero_variance), by prompt length up to a power of two tokens",
+    ["reason", "prompt_tokens"],
+    registry=REGISTRY,
+)
+ROLLOUTS_FILTERED = Counter("learner_rollouts_filtered", "Truncated rollouts left out of the loss", registry=REGISTRY)
+UPDATES = Counter("learner_updates", "Optimizer updates, those skipped included", registry=REGISTRY)
+UPDATES_SKIPPED = Counter(
+    "learner_updates_skipped",
+    "Updates that left the weights as they were: gradient not_finite, or zero (no_signal)",
+    ["reason"],
+    registry=REGISTRY,
+)
 STALENESS = Histogram(
     "learner_rollout_staleness_steps",
     "Staleness of trained tokens, oldest token of each rollout",
@@ -35,25 +50,89 @@ _STEP_GAUGES = {
     "loss": Gauge("learner_loss", "Policy loss of the last step", registry=REGISTRY),
     "grad_norm": Gauge("learner_grad_norm", "Gradient norm before clipping", registry=REGISTRY),
     "lr": Gauge("learner_learning_rate", "Learning rate of the last step", registry=REGISTRY),
-    "clip_fraction": Gauge("learner_clip_fraction", "Share of tokens whose ratio was clipped", registry=REGISTRY),
+    "clip_fraction": Gauge(
+        "learner_clip_ratio", "Share of tokens whose gradient was cut or weight capped", registry=REGISTRY
+    ),
+    "clip_fraction_positive": Gauge(
+        "learner_clip_positive_ratio", "The same among tokens of positive advantage", registry=REGISTRY
+    ),
+    "clip_fraction_negative": Gauge(
+        "learner_clip_negative_ratio", "The same among tokens of negative advantage", registry=REGISTRY
+    ),
+    "mask_fraction": Gauge("learner_mask_ratio", "Share of tokens that a correction rejected", registry=REGISTRY),
+    "mask_fraction_positive": Gauge(
+        "learner_mask_positive_ratio", "The same among tokens of positive advantage", registry=REGISTRY
+    ),
+    "mask_fraction_negative": Gauge(
+        "learner_mask_negative_ratio", "The same among tokens of negative advantage", registry=REGISTRY
+    ),
+    "kl_k1": Gauge("learner_kl_k1_nats", "KL of behaviour and current policy, k1 estimate", registry=REGISTRY),
     "kl_k3": Gauge("learner_kl_nats", "KL of behaviour and current policy, k3 estimate", registry=REGISTRY),
+    "kl_k3_lag0": Gauge(
+        "learner_mismatch_nats", "The same on tokens of staleness 0: numerics of the two engines", registry=REGISTRY
+    ),
+    "kl_k3_stale": Gauge("learner_drift_nats", "The same on tokens of staleness above 0", registry=REGISTRY),
+    "chi2": Gauge("learner_chi2_ratio", "Mean squared distance of importance weights from 1", registry=REGISTRY),
+    "reference_kl": Gauge("learner_reference_kl_nats", "KL of current and reference policy", registry=REGISTRY),
     "ess": Gauge("learner_ess_ratio", "Effective sample size of sequence weights over their number", registry=REGISTRY),
+    "ess_truncated": Gauge(
+        "learner_ess_truncated_ratio",
+        "Effective sample size of capped token weights over their number",
+        registry=REGISTRY,
+    ),
+    "length_bias": Gauge(
+        "learner_length_bias_ratio", "Mean length of consumed rollouts over that of generated ones", registry=REGISTRY
+    ),
     "truncated_fraction": Gauge("learner_truncated_ratio", "Share of truncated completions", registry=REGISTRY),
     "zero_variance_fraction": Gauge(
         "learner_zero_variance_ratio", "Share of groups of equal rewards", registry=REGISTRY
     ),
 }
 
+_RATIO = Gauge(
+    "learner_importance_weight_ratio", "Importance weights: min, p50, p99, max", ["quantile"], registry=REGISTRY
+)
+_STALE_GAUGES = {
+    "kl_k3": Gauge(
+        "learner_stale_kl_nats", "KL of behaviour and current policy by staleness", ["staleness"], registry=REGISTRY
+    ),
+    "chi2": Gauge(
+        "learner_stale_chi2_ratio", "Squared distance of weights from 1, by staleness", ["staleness"], registry=REGISTRY
+    ),
+    "ess": Gauge(
+        "learner_stale_ess_ratio", "Effective share of token weights by staleness", ["staleness"], registry=REGISTRY
+    ),
+    "clip_fraction": Gauge(
+        "learner_stale_clip_ratio", "Clipped share of tokens by staleness", ["staleness"], registry=REGISTRY
+    ),
+    "mask_fraction": Gauge(
+        "learner_stale_mask_ratio", "Rejected share of tokens by staleness", ["staleness"], registry=REGISTRY
+    ),
+    "tokens": Gauge("learner_stale_tokens", "Tokens of the last batch by staleness", ["staleness"], registry=REGISTRY),
+}
 
-def show(row: Mapping[str, Any], trained: GroupBatch, policy_version: int, applied: bool) -> None:
+
+def show(row: Mapping[str, Any], received: GroupBatch, credited: Credited, result: StepResult) -> None:
     """Count a step and set the gauges to its row of metrics.jsonl."""
-    POLICY_VERSION.set(policy_version)
-    GROUPS_TRAINED.inc(len(trained.groups))
-    STEPS_SKIPPED.inc(not applied)
-    for group in trained.groups:
+    POLICY_VERSION.set(row["policy_version"])
+    GROUPS_TRAINED.inc(len(received.groups) - sum(credited.groups_filtered.values()))
+    TRAINED_TOKENS.inc(credited.tokens)
+    ROLLOUTS_FILTERED.inc(credited.rollouts_filtered)
+    GROUPS_FILTERED.labels("singleton", "").inc(credited.groups_filtered.get("singleton", 0))
+    for length, groups in credited.zero_variance_by_prompt.items():
+        GROUPS_FILTERED.labels("zero_variance", str(length)).inc(groups)
+    UPDATES.inc(result.updates)
+    for reason, count in result.skipped.items():
+        UPDATES_SKIPPED.labels(reason).inc(count)
+    for group in received.groups:
         for item in group.scored:
-            TRAINED_TOKENS.inc(len(item.rollout.token_ids))
-            STALENESS.observe(trained.policy_version - item.rollout.version_spans[0].version)
+            STALENESS.observe(received.policy_version - item.rollout.version_spans[0].version)
     for name, gauge in _STEP_GAUGES.items():
         if row[name] is not None:
             gauge.set(row[name])
+    for name, value in (row["ratio"] or {}).items():
+        _RATIO.labels(name).set(value)
+    for name, gauge in _STALE_GAUGES.items():
+        gauge.clear()
+        for bucket, figures in row["by_staleness"].items():
+            gauge.labels(bucket).set(figures[name])

@@ -10,9 +10,25 @@ from learner.config import OptimizerConfig
 from learner.model import Policy
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a gradient."""
+
+    norm: float  # before clipping
+    lr: float  # of the update, 0 when there was none
+    skipped: str  # why the weights stayed as they were: `not_finite`, `no_signal`, or nothing
+
+    @property
+    def broken(self) -> bool:
+        """Whether the gradient held a NaN or an infinity."""
+        return self.skipped == "not_finite"
+
+
 @dataclass(slots=True)
 class Optimizer:
-    """Clips, then steps; a gradient that is not finite is thrown away instead."""
+    """Clips, then steps. A gradient that is not finite is thrown away, and so is one of zero: AdamW would make a step
+    of its momentum alone.
+    """
 
     policy: Policy
     config: OptimizerConfig
@@ -27,26 +43,33 @@ class Optimizer:
         left = max(0.0, 1 - self.steps / self.decay_steps) if self.decay_steps else 1.0
         return self.config.lr * warmth * left
 
-    def step(self) -> float:
-        """One update from the gradients there are, which it clears. Returns their norm before clipping.
-
-        A norm that is not finite leaves weights and moments untouched.
-        """
-        found = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
-        if math.isfinite(norm):
+    def step(self, scale: float = 1.0) -> Outcome:
+        """One update from the gradients there are, which it clears, at `scale` times the learning rate. Collective."""
+        norm, lr = self._clip(), self.lr * scale
+        skipped = "not_finite" if not math.isfinite(norm) else "no_signal" if norm == 0 else ""
+        if not skipped:
             for group in self.inner.param_groups:
-                group["lr"] = self.lr
+                group["lr"] = lr
             self.inner.step()
         self.inner.zero_grad()
         self.steps += 1
+        return Outcome(norm, 0.0 if skipped else lr, skipped)
+
+    def discard(self) -> float:
+        """Throw the gradients away; returns their norm. Collective."""
+        norm = self._clip()
+        self.inner.zero_grad()
         return norm
+
+    def _clip(self) -> float:
+        found = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        return float(found.full_tensor() if isinstance(found, DTensor) else found)
 
 
 def build(policy: Policy, config: OptimizerConfig, *, decay_steps: int = 0) -> Optimizer:
-    """AdamW over all parameters of `policy`; its rate falls linearly to 0 over `decay_steps`, or stays if that is 0."""
+    """AdamW over the trainable parameters of `policy`; its rate falls linearly to 0 over `decay_steps`, unless 0."""
     inner = torch.optim.AdamW(
-        policy.parameters(),
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

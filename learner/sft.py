@@ -1,13 +1,11 @@
 """`python -m learner.sft`: the cold start, supervised training on reasoning traces.
 
-It shares policy, micro-batches, chunked log-probabilities and optimizer with the RL loop; only the loss differs: the
-mean negative log-probability of the completion tokens. Without `sft.data` the traces are addition problems, a share of
-them with systematic faults, so that RL has something to mend.
+Its update is that of the RL loop with another objective: the mean log-probability of the completion tokens. Without
+`sft.data` the traces are addition problems, a share of them with systematic faults, so that RL has something to mend.
 """
 
 import json
 import logging
-import math
 import random
 import sys
 import time
@@ -26,12 +24,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from learner import addition, batch, checkpoint, distributed, evaluation, model, optimizer, tiny
 from learner.batch import TrainingSequence
 from learner.distributed import Ranks
+from learner.loss.config import LossConfig
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
 from learner.sft_config import SftConfig, SftRoot, check
-from learner.step import masked_sum
+from learner.step import update
 
 log = logging.getLogger("sft")
+
+LIKELIHOOD = LossConfig(name="likelihood", corrections=[], filters=[])
 
 
 ConfigStore.instance().store(name="sft_schema", node=SftRoot)
@@ -119,22 +120,16 @@ def train(
         micro_batches = batch.share(
             sequences, budget=sft.tokens_per_micro_batch, rank=ranks.rank, world=ranks.world, device=ranks.device
         )
-        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for micro_batch in micro_batches:
-            logprobs, _ = policy(micro_batch, 1.0)  # [N]
-            loss = masked_sum(-logprobs * micro_batch.token_weights, micro_batch.loss_mask)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        if not math.isfinite(norm := steps.step()):
-            raise ValueError(f"step {step}: the gradient norm is {norm}; a lower optimizer.lr may help")
+        done = update(policy, steps, micro_batches, LIKELIHOOD, temperature=1.0)
+        if done.skipped:
+            raise ValueError(f"step {step}: the gradient norm is {done.grad_norm}; a lower optimizer.lr may help")
         if step % sft.log_every and step < sft.steps:
             continue
-        torch.distributed.all_reduce(total)
         if ranks.first:
-            line = {"step": step, "steps": sft.steps, "loss": total.item(), "seconds": time.monotonic() - began}
+            line = {"step": step, "steps": sft.steps, "loss": done.loss, "seconds": time.monotonic() - began}
             with lines.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            log.info("step %d of %d: loss %.4f", step, sft.steps, total.item())
+            log.info("step %d of %d: loss %.4f", step, sft.steps, done.loss)
 
 
 def training_sequences(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[TrainingSequence]:
@@ -154,6 +149,7 @@ def training_sequences(examples: list[Example], tokenizer: PreTrainedTokenizerBa
             advantage=1.0,
             token_weight=weight,
             index=index,
+            group=index,
         )
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]

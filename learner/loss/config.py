@@ -41,7 +41,9 @@ class LossConfig:
     minibatches: int = option(1, "optimizer updates a batch, each on as many groups as the others")
     clip_low: float = option(0.2, "ppo_clip, decoupled_ppo: lower clip ε")
     clip_high: float = option(0.28, "ppo_clip, decoupled_ppo: upper clip ε")
-    dual_clip: float = option(3.0, "ppo_clip, decoupled_ppo: bound c on the loss of negative advantages; 0 turns it off")
+    dual_clip: float = option(
+        3.0, "ppo_clip, decoupled_ppo: bound c on the loss of negative advantages; 0 turns it off"
+    )
     gspo_low: float = option(3e-4, "gspo: lower clip ε of the sequence ratio")
     gspo_high: float = option(4e-4, "gspo: upper clip ε of the sequence ratio")
     gmpo_clip: float = option(0.4, "gmpo: bound of log r, on one side by the advantage's sign")
@@ -62,18 +64,28 @@ class LossConfig:
     mis_high: float = option(2.0, "mis_sequence: highest W kept")
     icepop_low: float = option(0.5, "icepop: lowest ρ kept")
     icepop_high: float = option(5.0, "icepop: highest ρ kept")
-    geometric_low: float = option(0.99, "geometric_band: lowest W^(1/T) kept; 0.999 fits engine mismatch without staleness")
+    geometric_low: float = option(
+        0.99, "geometric_band: lowest W^(1/T) kept; 0.999 fits engine mismatch without staleness"
+    )
     geometric_high: float = option(1.01, "geometric_band: highest W^(1/T) kept")
     k3_bound: float = option(0.1, "k3_band: highest mean of ρ − log ρ − 1 kept, in nats")
     veto_floor: float = option(1e-4, "veto: a sequence with a lower ρ is rejected")
     opsm_delta: float = option(0.5, "opsm: a negative sequence with a higher mean log μ/π is rejected, in nats")
-    ess_lr: bool = option(False, "scale each update by √(ESS of the sequence weights), which falls with staleness (VCPO)")
+    ess_lr: bool = option(
+        False, "scale each update by √(ESS of the sequence weights), which falls with staleness (VCPO)"
+    )
     kl_coefficient: float = option(0.0, "β of the KL to a reference policy; 0: no reference is loaded")
     kl_estimator: str = option("k3", "`k3` or `k2` in the loss, `k1_reward` in the reward")
-    kl_reference: str = option("", "HF checkpoint directory of the reference; empty: the model that training starts from")
-    kl_replace_every: int = option(0, "steps after which the current policy becomes the reference (R1-Zero: 400); 0: never")
+    kl_reference: str = option(
+        "", "HF checkpoint directory of the reference; empty: the model that training starts from"
+    )
+    kl_replace_every: int = option(
+        0, "steps after which the current policy becomes the reference (R1-Zero: 400); 0: never"
+    )
     entropy_bonus: float = option(0.0, "weight of the mean entropy in the objective")
-    overlong_buffer: int = option(0, "soft overlong penalty: last tokens before the limit in which a completion loses 0 to 1")
+    overlong_buffer: int = option(
+        0, "soft overlong penalty: last tokens before the limit in which a completion loses 0 to 1"
+    )
     truncated_penalty: float = option(0.0, "taken off the reward of a completion that hit the limit")
 
     @property
@@ -121,8 +133,8 @@ def _check_combinations(loss: LossConfig) -> None:
         holder = loss.name if loss.name in WEIGHTED else "loss.proximal=behaviour"
         kept = [name for name in loss.corrections if name in REJECTIONS]
         raise ValueError(
-            f"loss.corrections={loss.corrections} with {holder}: the loss holds π/μ already and {weights[0]} would weigh "
-            f"it twice; use loss.corrections=[{','.join(kept)}]"
+            f"loss.corrections={loss.corrections} with {holder}: the loss holds π/μ already and {weights[0]} would "
+            f"weigh it twice; use loss.corrections=[{','.join(kept)}]"
         )
     if loss.name == "decoupled_ppo" and loss.proximal == "behaviour":
         raise ValueError(
@@ -132,8 +144,8 @@ def _check_combinations(loss: LossConfig) -> None:
         raise ValueError(f"loss.proximal={loss.proximal} with {loss.name}: this loss has no anchor; leave it out")
     if loss.name in WHOLE_SEQUENCE and loss.aggregation != "seq_mean_token_mean":
         raise ValueError(
-            f"loss.aggregation={loss.aggregation} with {loss.name}: its value belongs to a whole sequence and would count "
-            "once for each of its tokens; use loss.aggregation=seq_mean_token_mean"
+            f"loss.aggregation={loss.aggregation} with {loss.name}: its value belongs to a whole sequence and would "
+            "count once for each of its tokens; use loss.aggregation=seq_mean_token_mean"
         )
     if loss.kl_coefficient == 0 and (loss.kl_reference or loss.kl_replace_every):
         raise ValueError("loss.kl_reference and loss.kl_replace_every do nothing while loss.kl_coefficient is 0")
@@ -144,7 +156,9 @@ def _check_numbers(loss: LossConfig) -> None:
         raise ValueError(f"loss.minibatches={loss.minibatches}: must be at least 1")
     for name in ("clip_low", "gspo_low"):
         if not 0 <= getattr(loss, name) < 1:
-            raise ValueError(f"loss.{name}={getattr(loss, name)}: must be at least 0 and below 1, ratios are clipped at 1 − ε")
+            raise ValueError(
+                f"loss.{name}={getattr(loss, name)}: must be at least 0 and below 1, ratios are clipped at 1 − ε"
+            )
     for name in (
         *("clip_high", "gspo_high", "k3_bound", "opsm_delta", "kl_coefficient", "kl_replace_every", "entropy_bonus"),
         *("overlong_buffer", "truncated_penalty", "vespo_positive_slope", "vespo_negative_slope"),
@@ -166,6 +180,8 @@ def _check_numbers(loss: LossConfig) -> None:
     for name in ("mis", "icepop", "geometric"):
         low, high = getattr(loss, f"{name}_low"), getattr(loss, f"{name}_high")
         if not 0 <= low <= 1 <= high:
-            raise ValueError(f"loss.{name}_low={low}, loss.{name}_high={high}: the band must hold 1, where nothing drifted")
+            raise ValueError(
+                f"loss.{name}_low={low}, loss.{name}_high={high}: the band must hold 1, where nothing drifted"
+            )
     if not 0 <= loss.veto_floor < 1:
         raise ValueError(f"loss.veto_floor={loss.veto_floor}: must be at least 0 and below 1")

@@ -40,19 +40,19 @@ class Tokens:
         return Sequences(self.sequence_index, self.loss_mask)
 
     def without_masked(self) -> "Tokens":
-        """The same tokens, with harmless numbers where `loss_mask` is False: not even a NaN there reaches a gradient."""
+        """The same tokens with zeros where `loss_mask` is False: not even a NaN there reaches a gradient."""
 
-        def clean(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else torch.where(self.loss_mask, values, torch.zeros_like(values))
+        def clean(values: torch.Tensor) -> torch.Tensor:
+            return torch.where(self.loss_mask, values, torch.zeros_like(values))
 
         return replace(
             self,
             learner_logprobs=clean(self.learner_logprobs),
             behaviour_logprobs=clean(self.behaviour_logprobs),
-            proximal_logprobs=clean(self.proximal_logprobs),
+            proximal_logprobs=None if self.proximal_logprobs is None else clean(self.proximal_logprobs),
             advantages=clean(self.advantages),
-            reference_logprobs=clean(self.reference_logprobs),
-            entropy=clean(self.entropy),
+            reference_logprobs=None if self.reference_logprobs is None else clean(self.reference_logprobs),
+            entropy=None if self.entropy is None else clean(self.entropy),
         )
 
 

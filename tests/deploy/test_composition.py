@@ -53,9 +53,7 @@ def test_quickstart_is_accepted_as_it_stands() -> None:
 
 
 def test_an_override_reaches_the_role_that_reads_it() -> None:
-    whole = tree(
-        "experiment=quickstart", "loss.name=cispo", "loss.correction=none", "engine.max_num_seqs=7", "actors=2"
-    )
+    whole = tree("experiment=quickstart", "loss.name=cispo", "loss.corrections=[]", "engine.max_num_seqs=7", "actors=2")
     assert launcher(whole).actors == 2
     assert read_back("learner", layout.role_config_text(whole, "learner")).loss.name == "cispo"
     assert read_back("actor", layout.role_config_text(whole, "actor")).engine.max_num_seqs == 7

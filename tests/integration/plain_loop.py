@@ -23,9 +23,10 @@ from learner.broker.config import TaskConfig
 from learner.broker.groups import sample_seeds
 from learner.broker.tasks import open_tasks
 from learner.config import LossConfig, OptimizerConfig
+from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.model import full_state
-from learner.step import train_step, training_sequences
+from learner.step import train_step
 from learner.weights import seal, snapshot
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, Sampling, ScoredRollout, StreamStats, Task, Verdict
 
@@ -105,9 +106,10 @@ def main(model: Path, out: Path) -> None:
     for step in range(STEPS):
         load(engine, policy, step)
         groups = GroupBatch(policy_version=step, groups=generate(engine, tasks, step), stats=STATS)
-        sequences = training_sequences(groups, LossConfig(), SAMPLING.max_tokens)
-        own = batch.share(sequences, budget=16384, rank=0, world=1, device=ranks.device)
-        result = train_step(policy, steps, own, LossConfig(), temperature=1.0)
+        credited = credit(groups, LossConfig(), longest=SAMPLING.max_tokens)
+        parts = minibatches(credited.sequences, LossConfig(), longest=SAMPLING.max_tokens)
+        packed = [batch.share(part, budget=16384, rank=0, world=1, device=ranks.device) for part in parts]
+        result = train_step(policy, steps, packed, LossConfig(), temperature=1.0)
         rewards = [each.verdict.reward for group in groups.groups for each in group.scored]
         rows.append(
             {

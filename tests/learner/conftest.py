@@ -64,6 +64,7 @@ def make_sequences() -> Callable[..., list[TrainingSequence]]:
                 advantage=float(random.normal()),
                 token_weight=1.0 / sum(lengths),
                 index=index,
+                group=index // 2,
             )
             for index, length in enumerate(lengths)
         ]

@@ -12,11 +12,19 @@ from safetensors.torch import save_file
 
 from learner import batch, distributed, exchange, model, optimizer
 from learner.config import LossConfig, OptimizerConfig
+from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.model import full_state
-from learner.step import train_step, training_sequences
+from learner.step import train_step
 from protocol.codec import decode
 from protocol.messages import GroupBatch, Message
+
+OVERRIDES = {
+    "ppo_clip": LossConfig(corrections=[], proximal="behaviour", filters=[]),
+    "cispo": LossConfig(name="cispo", corrections=[], filters=[]),
+    "m2po": LossConfig(name="m2po", corrections=["opsm"], aggregation="prompt_mean", ess_lr=True),
+    "gspo": LossConfig(name="gspo", aggregation="seq_mean_token_mean", gspo_low=0.2, gspo_high=0.3, minibatches=2),
+}
 
 
 def read(path: Path) -> Message:
@@ -31,7 +39,7 @@ def read(path: Path) -> Message:
 def train(ranks: Ranks, directory: Path, batches: Path, out: Path, case: str) -> None:
     """Three steps of a case BUDGET:LOSS; every rank writes what it saw to `out`, rank 0 the weights too."""
     budget, name = case.split(":")
-    loss = LossConfig(name=name, correction="none", proximal="behaviour")
+    loss = OVERRIDES[name]
     policy = model.load(directory, ranks, param_dtype="float32", chunk=16)
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=1e-5))
     rows, groups, idle = [], [], 0
@@ -39,12 +47,13 @@ def train(ranks: Ranks, directory: Path, batches: Path, out: Path, case: str) ->
         received = exchange.broadcast(read(path) if ranks.first else None, ranks.device)
         assert isinstance(received, GroupBatch)
         groups.append([group.group_id for group in received.groups])
-        sequences = training_sequences(received, loss, longest=12)
-        micro_batches = batch.share(
-            sequences, budget=int(budget), rank=ranks.rank, world=ranks.world, device=ranks.device
-        )
-        idle += sum(not micro_batch.loss_mask.any() for micro_batch in micro_batches)
-        rows.append(train_step(policy, steps, micro_batches, loss, temperature=1.0).row())
+        parts = minibatches(credit(received, loss, longest=12).sequences, loss, longest=12)
+        packed = [
+            batch.share(part, budget=int(budget), rank=ranks.rank, world=ranks.world, device=ranks.device)
+            for part in parts
+        ]
+        idle += sum(not micro_batch.loss_mask.any() for part in packed for micro_batch in part)
+        rows.append(train_step(policy, steps, packed, loss, temperature=1.0).row())
     out.mkdir(parents=True, exist_ok=True)
     (out / f"rank{ranks.rank}.json").write_text(json.dumps({"rows": rows, "idle": idle, "groups": groups}))
     state = dict(full_state(policy))

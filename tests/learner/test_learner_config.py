@@ -9,11 +9,10 @@ from learner import sft_config
 from learner.config import LearnerRoot, check
 
 REFUSED = {
-    "loss.name": ("reinforce", "must be one of ppo_clip, cispo"),
+    "loss.name": ("reinforce", "must be one of ppo_clip, decoupled_ppo, gspo"),
     "loss.advantage": ("gae", "must be one of grpo, dr_grpo, rloo"),
-    "loss.correction": ("icepop", "must be one of tis_token, none"),
     "loss.aggregation": ("mean", "must be one of token_mean"),
-    "loss.proximal": ("old", "must be one of recompute, behaviour"),
+    "loss.proximal": ("old", "must be one of recompute, loglinear, behaviour"),
     "loss.clip_low": (1.0, "below 1"),
     "loss.clip_high": (-0.1, "must not be below 0"),
     "loss.dual_clip": (0.5, "above 1, or 0 to turn it off"),
@@ -69,9 +68,9 @@ def test_nan_is_refused(key: str) -> None:
 @pytest.mark.parametrize(("key", "value"), [("loss.name", "cispo"), ("loss.proximal", "behaviour")])
 def test_a_correction_that_would_weigh_twice_is_refused(key: str, value: str) -> None:
     config = with_option(key, value)
-    with pytest.raises(ValueError, match=r"weighted twice; use loss\.correction=none"):
+    with pytest.raises(ValueError, match=r"weigh it twice; use loss\.corrections=\[\]"):
         check(config)
-    config.loss.correction = "none"
+    config.loss.corrections = []
     check(config)
 
 

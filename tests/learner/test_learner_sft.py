@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +140,13 @@ def test_a_loss_that_explodes_ends_the_cold_start_with_a_cure(
 ) -> None:
     directory = model_directory("llama", True)
     policy = model.load(directory, ranks, param_dtype="float32", chunk=64)
-    monkeypatch.setattr(sft, "masked_sum", lambda values, mask: values.sum() * float("inf"))
+    whole = model.chunked_logprobs
+
+    def exploding(*inputs: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs, entropy = whole(*inputs, **settings)
+        return logprobs * math.inf, entropy
+
+    monkeypatch.setattr(model, "chunked_logprobs", exploding)
     config = SftConfig(out=str(tmp_path), steps=2, batch_size=2)
     with pytest.raises(ValueError, match=r"step 1: the gradient norm is (nan|inf); a lower optimizer\.lr may help"):
         sft.train(
