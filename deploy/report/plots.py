@@ -144,9 +144,27 @@ def entropy(records: Records) -> Figure:
 
 
 def divergence(records: Records) -> Figure:
-    """Estimates of the KL divergence between behaviour and current policy."""
+    """Estimates of the KL divergence between behaviour and current policy, and of the one to the reference."""
     figure, axes = _figure("KL of behaviour and current policy", "nats a token")
-    _curves(axes, records, {"k1": ("kl_k1",), "k3": ("kl_k3",)})
+    curves = {
+        "k1": ("kl_k1",),
+        "k3": ("kl_k3",),
+        "k3, same weights: engine mismatch": ("kl_k3_lag0",),
+        "k3, older weights: drift": ("kl_k3_stale",),
+        "reference": ("reference_kl",),
+    }
+    _curves(axes, records, curves)
+    return figure
+
+
+def divergence_by_staleness(records: Records) -> Figure:
+    """How far the policies are apart by how many steps lie between them."""
+    figure, axes = _figure("KL by staleness", "nats a token (k3)")
+    buckets = {name for row in records.rows for name in row.get("by_staleness") or {}}
+    order = sorted(buckets, key=lambda name: int(name.rstrip("+").split("-")[0]))
+    _curves(axes, records, {f"{name} steps": ("by_staleness", name, "kl_k3") for name in order})
+    if axes.lines and any(value > 0 for line in axes.lines for value in line.get_ydata()):
+        axes.set_yscale("log")
     return figure
 
 
@@ -159,9 +177,28 @@ def gradient(records: Records) -> Figure:
 
 
 def clipping(records: Records) -> Figure:
-    """Share of tokens whose ratio the loss clipped."""
-    figure, axes = _figure("Clipped tokens", "share of the batch")
-    _curves(axes, records, {"clipped": ("clip_fraction",)})
+    """Share of tokens whose gradient the loss cut, and of those that a correction rejected, by the advantage's sign."""
+    figure, axes = _figure("Clipped and rejected tokens", "share of the tokens of that sign")
+    curves = {
+        "clipped, A > 0": ("clip_fraction_positive",),
+        "clipped, A < 0": ("clip_fraction_negative",),
+        "rejected, A > 0": ("mask_fraction_positive",),
+        "rejected, A < 0": ("mask_fraction_negative",),
+    }
+    _curves(axes, records, curves)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def left_out(records: Records) -> Figure:
+    """Groups that teach nothing, completions that were cut, and whether long ones are consumed like short ones."""
+    figure, axes = _figure("Signal of the batch", "share, or ratio")
+    curves = {
+        "groups of equal rewards": ("zero_variance_fraction",),
+        "truncated completions": ("truncated_fraction",),
+        "length: consumed / generated": ("length_bias",),
+    }
+    _curves(axes, records, curves)
     axes.set_ylim(bottom=0)
     return figure
 
@@ -169,7 +206,7 @@ def clipping(records: Records) -> Figure:
 def seconds(records: Records) -> Figure:
     """Where the learner's time goes."""
     figure, axes = _figure("The learner's step", "seconds")
-    phases = ("receive", "prepare", "train", "publish")
+    phases = ("receive", "credit", "pack", "train", "publish")
     _curves(axes, records, {name: ("seconds", name) for name in phases})
     axes.set_ylim(bottom=0)
     return figure
@@ -185,8 +222,10 @@ PLOTS: Mapping[str, Callable[[Records], Figure]] = {
     "verdicts": verdicts,
     "entropy": entropy,
     "divergence": divergence,
+    "divergence_by_staleness": divergence_by_staleness,
     "gradient": gradient,
     "clipping": clipping,
+    "left_out": left_out,
     "seconds": seconds,
 }
 
