@@ -28,11 +28,31 @@ from tests.bench.staleness_plot import Cells, plot_curves, plot_rewards
 from tests.bench.staleness_run import Run
 from tests.bench.workers import ROOT, Worker
 
+WHOLE = {"aggregation": "seq_mean_token_mean"}  # for losses with one value a sequence
 ROWS: dict[str, dict[str, Any]] = {  # what each row of the table changes in LossConfig
-    "naive": {"name": "ppo_clip", "proximal": "recompute", "correction": "none"},  # the control: nothing corrects
-    "ppo_behaviour": {"name": "ppo_clip", "proximal": "behaviour", "correction": "none"},
-    "ppo_tis": {"name": "ppo_clip", "proximal": "recompute", "correction": "tis_token"},
-    "recommended": {"name": "cispo", "correction": "none"},
+    "naive": {"corrections": []},  # the control: PPO around the learner's own policy, nothing corrects for the sampler
+    "ppo_behaviour": {"corrections": [], "proximal": "behaviour"},
+    "ppo_tis": {},
+    "ppo_tis_sequence": {"corrections": ["tis_sequence"]},
+    "ppo_icepop": {"corrections": ["icepop"]},
+    "decoupled_ppo": {"name": "decoupled_ppo", "corrections": []},
+    "decoupled_loglinear": {"name": "decoupled_ppo", "corrections": [], "proximal": "loglinear"},
+    "cispo": {"name": "cispo", "corrections": []},
+    "gspo": {"name": "gspo", **WHOLE},
+    "gmpo": {"name": "gmpo", **WHOLE},
+    "sapo": {"name": "sapo"},
+    "topr": {"name": "topr", "corrections": []},
+    "vespo": {"name": "vespo", "corrections": []},
+    "dppo_tv": {"name": "dppo_tv", "corrections": []},
+    "m2po": {"name": "m2po", "corrections": []},
+    "vtrace": {"name": "vtrace", "corrections": []},
+    "recommended": {
+        "name": "cispo",
+        "corrections": ["opsm"],
+        "advantage": "batch_std",
+        "aggregation": "prompt_mean",
+        "ess_lr": True,
+    },
 }
 STALENESS = [0, 1, 2, 4, 8, 16, 32, 64]
 LEARNING_RATES = [5e-5, 1e-4, 2e-4, 4e-4, 8e-4]
@@ -41,6 +61,7 @@ FIGURES = {  # key of a result → title of its table, format
     "held_out_reward": ("reward of the last weights, held out", ".3f"),
     "final_reward": ("reward of the last batches", ".3f"),
     "best_reward": ("best reward", ".3f"),
+    "mask_fraction_mean": ("tokens that a correction rejected, share", ".3f"),
     "ess_mean": ("effective samples, share", ".3f"),
     "kl_k3_mean": ("KL of sampler and learner, nats", ".2g"),
 }

@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,11 @@ from learner import addition, batch, distributed, model, optimizer
 from learner.broker.config import TaskConfig
 from learner.broker.tasks import open_tasks
 from learner.config import LearnerConfig, LossConfig, OptimizerConfig
+from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.evaluation import held_out_problems
 from learner.model import full_state
-from learner.step import train_step, training_sequences
+from learner.step import train_step
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, ScoredRollout, StreamStats, Task, Verdict, VersionSpan
 from tests.bench.llama_sampler import Completion, LlamaSampler
 from tests.bench.workers import serve
@@ -38,7 +39,10 @@ WINDOW = 10  # steps over which rewards are averaged
 COLLAPSE = 0.1  # a reward so far below the best one is a collapse
 TOKENS_PER_MICRO_BATCH = 1024  # no result depends on it; a small one pads less and stays in the processor's cache
 EVALUATED, AT_ONCE = 512, 128  # held-out problems put to the last weights, and how many of them together
-SERIES = ("loss", "grad_norm", "entropy", "clip_fraction", "kl_k1", "kl_k3", "ess", "ess_truncated")
+SERIES = (
+    *("loss", "grad_norm", "entropy", "clip_fraction", "mask_fraction"),
+    *("kl_k1", "kl_k3", "ess", "ess_truncated"),
+)
 STATS = StreamStats(
     generated_tokens=0, rollouts=0, verdicts=0, void_verdicts=0, groups_dropped={}, actors=0, verifiers=0
 )
@@ -146,7 +150,8 @@ def train(run: Run, checkpoint: Path, ranks: Ranks) -> dict[str, Any]:
     actor = Actor(checkpoint, policy.network.config, run)
     held: deque[dict[str, torch.Tensor]] = deque(maxlen=run.staleness + 1)  # the last of so many versions
     series: dict[str, list[float]] = {name: [] for name in ("reward", *SERIES)}
-    skipped, seconds, busy = 0, {"sample": 0.0, "train": 0.0}, time.process_time()
+    skipped: Counter[str] = Counter()  # updates that changed nothing, by reason
+    seconds, busy = {"sample": 0.0, "train": 0.0}, time.process_time()
     for version in range(run.steps):
         began = time.perf_counter()
         held.append({name: tensor.clone() for name, tensor in full_state(policy)})
@@ -155,22 +160,27 @@ def train(run: Run, checkpoint: Path, ranks: Ranks) -> dict[str, Any]:
             policy_version=version, groups=actor.groups(version, max(0, version - run.staleness)), stats=STATS
         )
         sampled = time.perf_counter()
-        sequences = training_sequences(groups, loss, run.max_tokens)
-        micro_batches = batch.share(sequences, budget=TOKENS_PER_MICRO_BATCH, rank=0, world=1, device=ranks.device)
-        result = train_step(policy, steps, micro_batches, loss, temperature=1.0)
+        credited = credit(groups, loss, longest=run.max_tokens)
+        packed = [
+            batch.share(part, budget=TOKENS_PER_MICRO_BATCH, rank=0, world=1, device=ranks.device)
+            for part in minibatches(credited.sequences, loss, longest=run.max_tokens)
+        ]
+        result = train_step(policy, steps, packed, loss, temperature=1.0)
         seconds["sample"] += sampled - began
         seconds["train"] += time.perf_counter() - sampled
         rewards = [known(item.verdict) for group in groups.groups for item in group.scored]
         row = {"reward": statistics.fmean(rewards)} | result.row()
         for name, values in series.items():
-            values.append(float(row[name]))
-        skipped += not result.applied
+            values.append(math.nan if row[name] is None else float(row[name]))
+        for reason, count in result.skipped.items():
+            skipped[reason] += count
     seconds["processor"] = time.process_time() - busy  # less than the others' sum where others use the core too
     actor.sampler.load(dict(full_state(policy)))
     seconds["total"] = seconds["sample"] + seconds["train"]
     return outcome(series["reward"], actor.held_out_reward(), skipped) | {
-        "ess_mean": storable(statistics.fmean(series["ess"])),
-        "kl_k3_mean": storable(statistics.fmean(series["kl_k3"])),
+        "ess_mean": mean_of_known(series["ess"]),
+        "kl_k3_mean": mean_of_known(series["kl_k3"]),
+        "mask_fraction_mean": mean_of_known(series["mask_fraction"]),
         "seconds_per_step": {name: storable(value / run.steps) for name, value in seconds.items()},
         "series": {name: [storable(value) for value in values] for name, values in series.items()},
     }
@@ -182,7 +192,13 @@ def known(verdict: Verdict) -> float:
     return verdict.reward
 
 
-def outcome(rewards: Sequence[float], held_out: float, skipped: int) -> dict[str, Any]:
+def mean_of_known(values: Sequence[float]) -> float | None:
+    """Mean of the steps that trained anything."""
+    kept = [value for value in values if math.isfinite(value)]
+    return storable(statistics.fmean(kept)) if kept else None
+
+
+def outcome(rewards: Sequence[float], held_out: float, skipped: Counter[str]) -> dict[str, Any]:
     """What came of a run from the reward of each step and that of its last weights on held-out problems.
 
     `best_reward` is the best mean of `WINDOW` steps in a row: a single batch is too noisy. The last batches were
@@ -195,8 +211,8 @@ def outcome(rewards: Sequence[float], held_out: float, skipped: int) -> dict[str
         "final_reward": final,
         "best_reward": best,
         "held_out_reward": held_out,
-        "skipped_steps": skipped,
-        "collapsed": min(final, held_out) < best - COLLAPSE or skipped > 0,
+        "skipped_updates": dict(skipped),
+        "collapsed": min(final, held_out) < best - COLLAPSE or skipped["not_finite"] > 0,
     }
 
 
