@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from learner.config import LearnerRoot
 from learner.distributed import Ranks
@@ -15,12 +16,18 @@ def load_reference(config: LearnerRoot, ranks: Ranks) -> Policy | None:
         return None
     directory = Path(config.loss.kl_reference or config.model)
     settings = config.learner
-    reference = load(directory, ranks, param_dtype=settings.param_dtype, chunk=settings.logprob_chunk)
+    try:
+        reference = load(directory, ranks, param_dtype=settings.param_dtype, chunk=settings.logprob_chunk)
+    except ValueError as error:
+        raise ValueError(f"the reference policy of the KL term (loss.kl_reference): {error}") from None
     return reference.requires_grad_(False)
 
 
 @torch.no_grad()
 def replace(reference: Policy, policy: Policy) -> None:
     """Let `reference` hold the present weights of `policy`, shard by shard."""
+    for module in (*reference.modules(), *policy.modules()):
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a forward pass may have left whole parameters behind
     for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
         old.copy_(new)
