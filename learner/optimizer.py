@@ -44,9 +44,9 @@ class Optimizer:
 
 
 def build(policy: Policy, config: OptimizerConfig, *, decay_steps: int = 0) -> Optimizer:
-    """AdamW over all parameters of `policy`; its rate falls linearly to 0 over `decay_steps`, or stays if that is 0."""
+    """AdamW over what `policy` trains; its rate falls linearly to 0 over `decay_steps`, or stays if that is 0."""
     inner = torch.optim.AdamW(
-        policy.parameters(),
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -14,6 +14,7 @@ from learner import batch, distributed, exchange, model, optimizer
 from learner.config import LossConfig, OptimizerConfig
 from learner.distributed import Ranks
 from learner.model import full_state
+from learner.model_config import ModelConfig
 from learner.step import train_step, training_sequences
 from protocol.codec import decode
 from protocol.messages import GroupBatch, Message
@@ -32,7 +33,7 @@ def train(ranks: Ranks, directory: Path, batches: Path, out: Path, case: str) ->
     """Three steps of a case BUDGET:LOSS; every rank writes what it saw to `out`, rank 0 the weights too."""
     budget, name = case.split(":")
     loss = LossConfig(name=name, correction="none", proximal="behaviour")
-    policy = model.load(directory, ranks, param_dtype="float32", chunk=16)
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=16))
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=1e-5))
     rows, groups, idle = [], [], 0
     for path in sorted(batches.glob("*.msg")):

@@ -14,6 +14,7 @@ from learner.batch import TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
 from learner.distributed import Ranks
 from learner.model import full_state
+from learner.model_config import ModelConfig
 from learner.step import train_step
 
 CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)]
@@ -27,7 +28,7 @@ def test_logprobs_equal_each_sequence_alone_through_transformers(
     architecture: str, tied: bool, temperature: float, ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
     directory = model_directory(architecture, tied)
-    policy = model.load(directory, ranks, param_dtype="float32", chunk=7)
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=7))
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     sequences = make_sequences([5, 17, 1, 9])  # of different lengths: padding must not change anything
     micro_batch = batch.assemble(sequences, ranks.device)
@@ -51,7 +52,7 @@ def test_full_state_has_the_names_and_values_of_transformers(
     architecture: str, tied: bool, ranks: Ranks, model_directory: Build
 ) -> None:
     directory = model_directory(architecture, tied)
-    state = dict(full_state(model.load(directory, ranks, param_dtype="float32", chunk=8)))
+    state = dict(full_state(model.load(directory, ranks, ModelConfig(logprob_chunk=8))))
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
     assert list(state) == list(plain)
     assert "lm_head.weight" in state
@@ -63,7 +64,7 @@ def test_full_state_has_the_names_and_values_of_transformers(
 def test_ten_steps_move_every_weight_and_keep_the_tie(
     architecture: str, tied: bool, ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
-    policy = model.load(model_directory(architecture, tied), ranks, param_dtype="float32", chunk=16)
+    policy = model.load(model_directory(architecture, tied), ranks, ModelConfig(logprob_chunk=16))
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=2))
     before = {name: tensor.clone() for name, tensor in full_state(policy)}
     micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
@@ -78,8 +79,8 @@ def test_bfloat16_compute_stays_near_float32_and_keeps_float32_masters(
     ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
     directory, sequences = model_directory("llama", True), make_sequences([5, 9])
-    exact = model.load(directory, ranks, param_dtype="float32", chunk=16)
-    coarse = model.load(directory, ranks, param_dtype="bfloat16", chunk=16)
+    exact = model.load(directory, ranks, ModelConfig(logprob_chunk=16))
+    coarse = model.load(directory, ranks, ModelConfig(param_dtype="bfloat16", logprob_chunk=16))
     micro_batch = batch.assemble(sequences, ranks.device)
     logprobs = coarse(micro_batch, 1.0)[0]
     assert logprobs.dtype == torch.float32
@@ -93,7 +94,7 @@ def copy_of(source: Path, target: Path) -> Path:
 
 def test_a_directory_that_is_no_checkpoint_is_named(ranks: Ranks, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model=.*nowhere: must be a directory .* no config\.json"):
-        model.load(tmp_path / "nowhere", ranks, param_dtype="float32", chunk=8)
+        model.load(tmp_path / "nowhere", ranks, ModelConfig(logprob_chunk=8))
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(ranks: Ranks, model_directory: Build, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(ranks: Ranks, model_directo
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks weights \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
-        model.load(directory, ranks, param_dtype="float32", chunk=8)
+        model.load(directory, ranks, ModelConfig(logprob_chunk=8))
 
 
 def test_a_weight_of_the_wrong_shape_is_refused(ranks: Ranks, model_directory: Build, tmp_path: Path) -> None:
@@ -111,4 +112,4 @@ def test_a_weight_of_the_wrong_shape_is_refused(ranks: Ranks, model_directory: B
     weights["model.norm.weight"] = weights["model.norm.weight"][:3].clone()
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="cannot be loaded as an HF causal language model"):
-        model.load(directory, ranks, param_dtype="float32", chunk=8)
+        model.load(directory, ranks, ModelConfig(logprob_chunk=8))

@@ -16,6 +16,7 @@ from learner.batch import TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
+from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
 from learner.step import StepResult, train_step, training_sequences
 from protocol.messages import GroupBatch
@@ -60,7 +61,7 @@ def assert_same_gradient(found: dict[str, torch.Tensor], truth: dict[str, torch.
 
 @pytest.fixture(scope="module")
 def policy(ranks: Ranks, model_directory: Build) -> Policy:
-    return model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16)
+    return model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16))
 
 
 @settings(max_examples=15)
@@ -125,7 +126,7 @@ def test_micro_batch_budgets_give_the_same_weights_after_three_steps(
     config = LossConfig(name=name, correction="tis_token" if name == "ppo_clip" else "none")
     weights = []
     for budget in (1, 50, 10_000):
-        trained = model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16)
+        trained = model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16))
         steps = optimizer.build(trained, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=EPS))
         for seed in range(3):
             sequences = training_sequences(make_batch(3, 4, seed=seed), config, longest=12)
