@@ -44,7 +44,7 @@ def check_model(model: ModelConfig, device: str) -> None:
         )
     if model.compile and os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         raise ValueError(
-            "policy.compile=true with TORCHDYNAMO_DISABLE=1 in the environment, which turns the compiler off: unset it, "
+            "policy.compile=true with TORCHDYNAMO_DISABLE=1 in the environment, which turns the compiler off: unset it "
             "or use compile=false"
         )
     if model.lora_rank < 0:
