@@ -69,4 +69,6 @@ def _product(state: Mapping[str, torch.Tensor], name: str, layer: LoraLayer) -> 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered, any other as it is, without gradient."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    return tensor.detach().to(tensor.device_mesh.device_type).full_tensor()  # a shard in host memory goes back first
