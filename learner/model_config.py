@@ -15,7 +15,7 @@ class ModelConfig:
     param_dtype: str = option(
         "float32", "compute dtype of FSDP2 mixed precision: `float32` or `bfloat16`; masters are float32"
     )
-    fp32_head: bool = option(False, "compute embeddings, last norm and LM head in float32 whatever `param_dtype` says")
+    fp32_head: bool = option(False, "keep logits in the float32 in which they are summed, whatever `param_dtype` says")
     logprob_chunk: int = option(1024, "completion tokens whose logits exist at the same time")
     activation_checkpointing: bool = option(
         False, "keep only the inputs of decoder layers and compute the rest again in the backward pass"
