@@ -39,7 +39,7 @@ def update(engine: Engine, model: PreTrainedModel, version: int) -> None:
     """A new head, loaded as the loop does."""
     random = torch.Generator().manual_seed(version)
     with torch.no_grad():
-        model.lm_head.weight.normal_(std=0.5, generator=random)
+        model.lm_head.weight.normal_(std=0.1, generator=random)
     published = seal(snapshot(version, model.state_dict().items(), torch.bfloat16), "tcp://127.0.0.1:1")
     data = np.concatenate(published.shards)
     tensors = ((spec, data[spec.offset : spec.offset + spec.nbytes]) for spec in published.manifest.tensors)
@@ -68,7 +68,7 @@ def test_logprobs_are_those_of_a_float32_head_also_after_an_update(
     engine = start_engine(directory, dtype="bfloat16", fp32_head=True)
     for version in range(3):
         update(engine, model, version)
-        assert errors(engine, model).max() < 1e-4
+        assert errors(engine, model).max() < 1e-5
     engine.close()
 
 
@@ -78,5 +78,5 @@ def test_without_it_logits_are_rounded_to_bfloat16(
     """And the test above would not hold."""
     engine = start_engine(directory, dtype="bfloat16")
     update(engine, model, 0)
-    assert errors(engine, model).mean() > 1e-3
+    assert errors(engine, model).max() > 3e-3
     engine.close()
