@@ -4,8 +4,10 @@ The logits exist one tile at a time, `chunk` tokens by `BLOCK` entries of the vo
 tiles' normalisers and entropies as it goes, the backward pass computes each tile again and adds its share to the one
 gradient of the head. What fits into a single tile takes the plain way, which computes nothing twice.
 
-Liger's kernels and torch's own `linear_cross_entropy` (2.13) give a loss or the log-probability of each token, but not
-its entropy, which every step reports. Multiplying by the head once more for it would cost more than they save.
+Liger's `LigerFusedLinearScaledCrossEntropyFunction` (0.8.2) gives the same two values, but it is a kernel on Hopper
+GPUs alone and elsewhere chunks of the whole vocabulary, takes neither a bias nor a float32 head, and needs Triton even
+to be imported. Torch's own `linear_cross_entropy` (2.13) gives no entropy; multiplying once more for it would cost more
+than it saves.
 
 Legend: N tokens, H hidden size, V vocabulary, C tokens and W entries of a tile.
 """
