@@ -42,7 +42,13 @@ class Policy(nn.Module):
         hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
         chosen = hidden.flatten(0, 1)[batch.positions]  # [N, H]
         return chunked_logprobs(
-            chosen, head.weight, head.bias, batch.targets, temperature=temperature, chunk=self.chunk
+            chosen,
+            head.weight,
+            head.bias,
+            batch.targets,
+            temperature=temperature,
+            chunk=self.chunk,
+            fp32_head=self.fp32_head,
         )
 
 
