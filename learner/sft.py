@@ -64,7 +64,7 @@ def run(config: SftRoot) -> None:
     if sft.threads:
         torch.set_num_threads(sft.threads)
     Path(sft.out).mkdir(parents=True, exist_ok=True)
-    ranks = distributed.start(sft.device, wait_seconds=600)
+    ranks = distributed.start(sft.device, wait_seconds=600, tensor_parallel=config.policy.tensor_parallel)
     source = Path(sft.model) if sft.model else Path(sft.out) / "initial"
     if not sft.model and ranks.first:
         tiny.build(source, architecture=sft.architecture, hidden_size=sft.hidden_size, layers=sft.layers, seed=sft.seed)
@@ -129,7 +129,7 @@ def train(
             raise ValueError(f"step {step}: the gradient norm is {norm}; a lower optimizer.lr may help")
         if step % sft.log_every and step < sft.steps:
             continue
-        torch.distributed.all_reduce(total)
+        torch.distributed.all_reduce(total, group=distributed.data_group())
         if ranks.first:
             line = {"step": step, "steps": sft.steps, "loss": total.item(), "seconds": time.monotonic() - began}
             with lines.open("a") as file:

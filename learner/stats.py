@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from learner.distributed import data_group
 from learner.losses import LOG_RATIO_BOUND
 
 COLUMNS = 5  # log ρ, entropy, bounded, sequence index, staleness
@@ -14,15 +15,17 @@ COLUMNS = 5  # log ρ, entropy, bounded, sequence index, staleness
 
 def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks, [N, COLUMNS] from [n, COLUMNS] each. Collective."""
-    if dist.get_world_size() == 1:
+    group = data_group()
+    world = dist.get_world_size(group)
+    if world == 1:
         return tokens
-    counts = [torch.zeros(1, dtype=torch.int64, device=tokens.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(tokens)], dtype=torch.int64, device=tokens.device))
+    counts = [torch.zeros(1, dtype=torch.int64, device=tokens.device) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(tokens)], dtype=torch.int64, device=tokens.device), group=group)
     longest = int(max(count.item() for count in counts))
     padded = torch.zeros(longest, COLUMNS, dtype=tokens.dtype, device=tokens.device)
     padded[: len(tokens)] = tokens
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group)
     return torch.cat([part[: int(count.item())] for part, count in zip(parts, counts, strict=True)])
 
 

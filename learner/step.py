@@ -13,6 +13,7 @@ from learner.advantage import group_advantages
 from learner.aggregation import token_weights
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig
+from learner.distributed import data_group
 from learner.losses import TokenInputs, objective
 from learner.model import Policy
 from learner.optimizer import Optimizer
@@ -97,7 +98,7 @@ def train_step(
     norm = optimizer.step()
     if dist.get_world_size() > 1:
         total = total.to(rows[0].device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=data_group())
     tokens = stats.gather_tokens(torch.cat(rows)).cpu()
     cap = config.cispo_cap if config.name == "cispo" else config.tis_cap
     return StepResult(float(total), norm, lr, bool(np.isfinite(norm)), stats.describe(tokens, truncation=cap))

@@ -31,6 +31,7 @@ REFUSED = {
     "learner.threads": (-1, "not be below 0"),
     "policy.param_dtype": ("float16", "must be one of float32, bfloat16"),
     "policy.logprob_chunk": (0, "at least 1"),
+    "policy.tensor_parallel": (0, "at least 1"),
     "policy.lora_rank": (-1, "0 (no adapters) or more"),
     "policy.lora_alpha": (0.0, "above 0"),
     "optimizer.lr": (0.0, "above 0"),
@@ -76,6 +77,14 @@ def test_compiling_is_refused_where_the_environment_turns_the_compiler_off(monke
     check(config)
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     with pytest.raises(ValueError, match=r"policy\.compile=true with TORCHDYNAMO_DISABLE=1 .*: unset it or use"):
+        check(config)
+
+
+def test_adapters_of_sliced_layers_are_refused() -> None:
+    config = with_option("policy.tensor_parallel", 2)
+    check(config)
+    config.policy.lora_rank = 4
+    with pytest.raises(ValueError, match=r"policy\.tensor_parallel=2 with policy\.lora_rank=4: .* use one of them"):
         check(config)
 
 
