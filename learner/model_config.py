@@ -48,6 +48,11 @@ def check_model(model: ModelConfig, device: str) -> None:
             f"policy.tensor_parallel={model.tensor_parallel} with policy.lora_rank={model.lora_rank}: adapters of "
             "sliced layers are not there; use one of them"
         )
+    if model.tensor_parallel > 1 and model.compile:
+        raise ValueError(
+            f"policy.tensor_parallel={model.tensor_parallel} with policy.compile=true: torch's compiler does not follow "
+            "the gradient through sliced layers; use one of them"
+        )
     if model.cpu_offload and device == "cpu":
         raise ValueError(
             "policy.cpu_offload=true on the device cpu: weights are in host memory already; use cpu_offload=false"

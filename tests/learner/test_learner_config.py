@@ -80,11 +80,12 @@ def test_compiling_is_refused_where_the_environment_turns_the_compiler_off(monke
         check(config)
 
 
-def test_adapters_of_sliced_layers_are_refused() -> None:
+@pytest.mark.parametrize(("name", "value", "shown"), [("lora_rank", 4, "4"), ("compile", True, "true")])
+def test_what_does_not_go_with_sliced_layers_is_refused(name: str, value: Any, shown: str) -> None:
     config = with_option("policy.tensor_parallel", 2)
     check(config)
-    config.policy.lora_rank = 4
-    with pytest.raises(ValueError, match=r"policy\.tensor_parallel=2 with policy\.lora_rank=4: .* use one of them"):
+    setattr(config.policy, name, value)
+    with pytest.raises(ValueError, match=rf"policy\.tensor_parallel=2 with policy\.{name}={shown}: .* use one of them"):
         check(config)
 
 
