@@ -38,7 +38,9 @@ def main(tree: DictConfig) -> None:
         check(config)
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
-        ranks = distributed.start(config.learner.device, config.learner.batch_wait_seconds)
+        ranks = distributed.start(
+            config.learner.device, config.learner.batch_wait_seconds, config.policy.tensor_parallel
+        )
         run(config, ranks)
     except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"learner: {error}")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from learner import lora
+from learner import lora, tensor_parallel
 from learner.batch import MicroBatch
 from learner.distributed import Ranks
 from learner.linear import speed_up
@@ -74,7 +74,10 @@ def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
     if config.lora_rank:
         lora.add_adapters(network, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
-    speed_up(network)
+    if ranks.tensor_mesh is None:
+        speed_up(network)
+    else:
+        tensor_parallel.split(network, ranks.tensor_mesh)
     return shard(Policy(network, chunk=config.logprob_chunk, fp32_head=config.fp32_head), ranks, config)
 
 

@@ -23,6 +23,9 @@ class ModelConfig:
     reshard: bool = option(
         True, "free a layer's gathered weights after its forward pass; `false`: keep them for the backward pass"
     )
+    tensor_parallel: int = option(
+        1, "ranks that compute a slice of every decoder layer each, on the same part of a batch; divides all ranks"
+    )
     cpu_offload: bool = option(False, "keep weights, gradients and optimizer state in host memory; for `cuda` alone")
     compile: bool = option(False, "compile each decoder layer by torch.compile, with dynamic shapes")
     lora_rank: int = option(0, "rank of LoRA adapters, which alone are trained; 0: every weight is trained")
@@ -38,6 +41,18 @@ def check_model(model: ModelConfig, device: str) -> None:
         raise ValueError(f"policy.param_dtype={model.param_dtype}: must be one of float32, bfloat16")
     if model.logprob_chunk < 1:
         raise ValueError(f"policy.logprob_chunk={model.logprob_chunk}: must be at least 1")
+    if model.tensor_parallel < 1:
+        raise ValueError(f"policy.tensor_parallel={model.tensor_parallel}: must be at least 1")
+    if model.tensor_parallel > 1 and model.lora_rank:
+        raise ValueError(
+            f"policy.tensor_parallel={model.tensor_parallel} with policy.lora_rank={model.lora_rank}: adapters of "
+            "sliced layers are not there; use one of them"
+        )
+    if model.tensor_parallel > 1 and model.compile:
+        raise ValueError(
+            f"policy.tensor_parallel={model.tensor_parallel} with policy.compile=true: torch's compiler does not "
+            "follow the gradient through sliced layers; use one of them"
+        )
     if model.cpu_offload and device == "cpu":
         raise ValueError(
             "policy.cpu_offload=true on the device cpu: weights are in host memory already; use cpu_offload=false"

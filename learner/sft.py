@@ -65,7 +65,7 @@ def run(config: SftRoot) -> None:
     if sft.threads:
         torch.set_num_threads(sft.threads)
     Path(sft.out).mkdir(parents=True, exist_ok=True)
-    ranks = distributed.start(sft.device, wait_seconds=600)
+    ranks = distributed.start(sft.device, wait_seconds=600, tensor_parallel=config.policy.tensor_parallel)
     source = Path(sft.model) if sft.model else Path(sft.out) / "initial"
     if not sft.model and ranks.first:
         tiny.build(source, architecture=sft.architecture, hidden_size=sft.hidden_size, layers=sft.layers, seed=sft.seed)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from learner import stats
 from learner.batch import MicroBatch
+from learner.distributed import data_group
 from learner.loss.advantages import Floats
 from learner.loss.compose import token_loss
 from learner.loss.config import LossConfig
@@ -153,7 +154,7 @@ def reference_kl(
         sums.index_add_(0, batch.sequence_index.cpu(), kept)
     if dist.get_world_size() > 1:
         sums = sums.to(micro_batches[0].loss_mask.device)
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=data_group())
     result: Floats = sums.cpu().numpy()
     return result
 
@@ -202,7 +203,7 @@ def truncation(config: LossConfig) -> float:
 def _sum_over_ranks(total: torch.Tensor, tokens: TokenStats) -> float:
     if dist.get_world_size() > 1:
         total = total.to(tokens["loss"].device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=data_group())
     return float(total)
 
 

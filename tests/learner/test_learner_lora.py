@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from learner import batch, checkpoint, lora, model, optimizer
+from learner import batch, checkpoint, model, optimizer
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import OptimizerConfig
-from learner.distributed import Ranks
+from learner.distributed import Ranks, whole
 from learner.model import Policy, full_state
 from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
@@ -38,7 +38,7 @@ def train(policy: Policy, micro_batches: list[MicroBatch], count: int) -> Optimi
 
 def state_of(policy: Policy) -> dict[str, torch.Tensor]:
     """The weights as the policy itself holds them."""
-    return {name: lora.whole(tensor).clone() for name, tensor in policy.network.named_parameters()}
+    return {name: whole(tensor).clone() for name, tensor in policy.network.named_parameters()}
 
 
 @pytest.mark.parametrize(("architecture", "tied"), CASES)

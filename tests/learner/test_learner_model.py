@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from learner import batch, lora, model, optimizer
+from learner import batch, model, optimizer
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
-from learner.distributed import Ranks
+from learner.distributed import Ranks, whole
 from learner.model import Policy, full_state
 from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
@@ -115,7 +115,7 @@ def test_a_bfloat16_step_has_nearly_the_gradient_of_a_float32_step(
         policy = loaded(model_directory("llama", True), ranks, param_dtype=dtype)
         steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, max_grad_norm=1e9))
         losses.append(train(policy, micro_batches, steps))
-        moments.append(torch.cat([lora.whole(state["exp_avg"]).flatten() for state in steps.inner.state.values()]))
+        moments.append(torch.cat([whole(state["exp_avg"]).flatten() for state in steps.inner.state.values()]))
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     assert float(moments[1].norm()) == pytest.approx(float(moments[0].norm()), rel=0.02)
     assert not torch.equal(*moments)  # it was another computation
