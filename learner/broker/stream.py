@@ -18,6 +18,7 @@ from typing import Protocol
 from learner.broker.admission import in_time, limit
 from learner.broker.config import StreamConfig
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
+from learner.broker.retirement import Retirement
 from protocol.messages import (
     Lease,
     LeaseFailed,
@@ -41,6 +42,13 @@ class InvalidEvent(Exception):
 
 class Tasks(Protocol):
     """A deterministic stream of tasks by index."""
+
+    @property
+    def epoch_size(self) -> int:
+        """Indexes after which the same tasks come again, in whatever order; 0: they never do."""
+
+    def task_id(self, index: int) -> str | None:
+        """The id of the task at `index`, or None past the end; in no time, even where the task takes some to make."""
 
     def task(self, index: int) -> Task | None:
         """The task at `index`, or None past the end."""
@@ -70,21 +78,24 @@ class RunningJob:
 class Stream:
     """All groups between the task source and the learner. `actor` and `verifier` are peer names."""
 
-    def __init__(self, tasks: Tasks, config: StreamConfig, seed: int) -> None:
+    def __init__(self, tasks: Tasks, config: StreamConfig, seed: int, retirement: Retirement | None = None) -> None:
         self.tasks = tasks
         self.config = config
         self.seed = seed
+        self.retirement = retirement or Retirement()
         self.version = 0  # the learner's
         self.fingerprints: dict[int, str] = {}  # of every published version
         self.groups: dict[int, Group] = {}  # live ones, in lease order
         self.leases: dict[int, RunningLease] = {}
         self.jobs: dict[int, RunningJob] = {}
-        self.exhausted = False
+        self.exhausted = ""  # why no further task will be leased, in words; empty while one may be
         self.granted = 0  # groups leased since the start and not dropped
         self.consumed_groups = 0
         self.dropped: Counter[str] = Counter()
         self.drops_in_a_row = 0  # groups dropped since one was last finished
-        self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates
+        self.resampled = 0  # groups dropped as zero_variance since a batch was last consumed
+        self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates,
+        # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks)
         self._next_task = 0
         self._next_lease = 0
         self._next_job = 0
@@ -145,17 +156,35 @@ class Stream:
     def _fresh_group(self) -> Group | None:
         if self.exhausted or not self.fingerprints or not self._may_grant():
             return None
-        task = self.tasks.task(self._next_task)
-        if task is None:
-            self.exhausted = True
+        group_id, size = self._next_unretired(), self.config.group_size
+        if group_id is None:
+            rate = f"{self.retirement.pass_rate:.0%}"
+            self.exhausted = f"all tasks are retired: each was solved in {rate} of its rollouts or more"
             return None
-        group_id, size = self._next_task, self.config.group_size
+        task = self.tasks.task(group_id)
+        if task is None:
+            self.exhausted = "the tasks have ended"
+            return None
         seeds = sample_seeds(self.seed, group_id, size)
         group = Group(group_id, task, self.version, seeds, [Sample() for _ in range(size)])
         self.groups[group_id] = group
-        self._next_task += 1
+        self.counts["tasks_skipped"] += group_id - self._next_task
+        self._next_task = group_id + 1
         self.granted += 1
         return group
+
+    def _next_unretired(self) -> int | None:
+        """The next index whose task is not retired; None when a whole epoch holds none.
+
+        What is passed over is told only with the group that comes of it: a call that grants nothing changes nothing.
+        """
+        retired = self.retirement.retired
+        if not retired:
+            return self._next_task
+        assert self.tasks.epoch_size, "only tasks that come again retire"
+        stretch = 2 * self.tasks.epoch_size - 1  # wherever it begins, it holds a whole epoch
+        indexes = range(self._next_task, self._next_task + stretch)
+        return next((index for index in indexes if self.tasks.task_id(index) not in retired), None)
 
     def _may_grant(self) -> bool:
         return self.granted < self.admission_limit
@@ -275,12 +304,27 @@ class Stream:
                 return
         sample.verdict = verdict
         sample.state = SampleState.VOID if verdict.void else SampleState.SCORED
-        if not group.finished:
-            return
-        if group.scored < 2:
+        if group.finished:
+            self._finish(group)
+
+    def _finish(self, group: Group) -> None:
+        """The last verdict of a group has arrived: it waits for its batch, or makes room for another."""
+        rewards = group.rewards
+        self.retirement.finished(group.task.task_id, rewards)
+        if len(rewards) < 2:
             self._drop(group, "void")
+            return
+        if self.config.zero_variance == "resample" and min(rewards) == max(rewards):
+            self._resample(group)
+        self.drops_in_a_row = 0  # whatever its rewards, all that makes a group works
+
+    def _resample(self, group: Group) -> None:
+        """Make room for another group, as long as the batch in the making has lost fewer than the limit."""
+        if self.resampled < self.config.resample_limit:
+            self.resampled += 1
+            self._drop(group, "zero_variance")
         else:
-            self.drops_in_a_row = 0
+            self.counts["resample_limit_reached"] += 1
 
     def verifier_lost(self, verifier: str) -> list[RunningJob]:
         """The jobs of a verifier that is gone are sent again, first of all."""
@@ -326,6 +370,7 @@ class Stream:
             del self.groups[group_id]
         self.consumed_groups += len(group_ids)
         self.version = policy_version
+        self.resampled = 0
         self._handed_out = None
 
     def _drop(self, group: Group, reason: str) -> None:
@@ -338,8 +383,8 @@ class Stream:
 
     @property
     def dry(self) -> bool:
-        """Whether the tasks have ended and what is left can never fill a batch."""
-        return self.exhausted and len(self.groups) < self.config.groups_per_step
+        """Whether the tasks have ended (`exhausted` says how) and what is left can never fill a batch."""
+        return bool(self.exhausted) and len(self.groups) < self.config.groups_per_step
 
     def close(self) -> None:
         """The run is over: what is still under way is dropped, and counted."""

@@ -40,6 +40,7 @@ def sequences(step: int) -> list[TrainingSequence]:
             advantage=float(random.normal()),
             token_weight=1.0 / sum(lengths),
             index=index,
+            group=index // 2,
         )
         for index, length in enumerate(lengths)
     ]
@@ -49,11 +50,11 @@ def train(ranks: Ranks, directory: Path, out: Path, config: ModelConfig) -> None
     """Three steps; the first rank writes what it saw and the weights to `out`."""
     policy = model.load(directory, ranks, config)
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=1e-5))
-    loss = LossConfig(correction="none", proximal="behaviour")
+    loss = LossConfig(corrections=[], proximal="behaviour")
     rows = []
     for step in range(3):
         share = batch.share(sequences(step), budget=30, rank=ranks.rank, world=ranks.world, device=ranks.device)
-        rows.append(train_step(policy, steps, share, loss, temperature=1.0).row())
+        rows.append(train_step(policy, steps, [share], loss, temperature=1.0).row())
     state = dict(full_state(policy))
     if ranks.first:
         out.mkdir(parents=True)

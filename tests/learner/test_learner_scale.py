@@ -46,8 +46,12 @@ def torchrun(ranks: int, directory: Path, out: Path, *cases: str) -> str:
     return done.stderr if done.returncode else ""
 
 
-def flat(row: dict[str, Any]) -> dict[str, float]:
-    return {**{name: value for name, value in row.items() if name != "ratio"}, **row["ratio"]}
+def flat(row: dict[str, Any], path: str = "") -> dict[str, float]:
+    """Every number of a row by its path."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        found |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return found
 
 
 def assert_alike(found: Path, truth: Path) -> None:
