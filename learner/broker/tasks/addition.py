@@ -4,7 +4,7 @@ import random
 
 from learner import addition
 from learner.broker.config import TaskConfig
-from learner.broker.tasks.template import Wrap
+from learner.template import Wrap
 from protocol.messages import Task
 
 REWARD = "0.5*accuracy + 0.5*format"

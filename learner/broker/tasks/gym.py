@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from learner.broker.config import TaskConfig
 from learner.broker.tasks.addition import place_in_epoch
-from learner.broker.tasks.template import Wrap
+from learner.template import Wrap
 from protocol import reference
 from protocol.messages import Task
 
