@@ -50,7 +50,7 @@ def flat(row: dict[str, Any], path: str = "") -> dict[str, float]:
     """Every number of a row by its path."""
     found: dict[str, float] = {}
     for name, value in row.items():
-        found |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+        found |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value or 0.0}
     return found
 
 
