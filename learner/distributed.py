@@ -1,7 +1,7 @@
 """Ranks and devices: one process or many, CPU or CUDA, by the same calls."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -26,11 +26,12 @@ class Ranks:
     device: torch.device
     mesh: DeviceMesh  # one dimension, the places: parameters are sharded over it
     tensor_mesh: DeviceMesh | None = None  # one dimension, the processes of this place, if there are several
+    slice: int = 0  # which of them this is
 
     @property
     def first(self) -> bool:
         """Whether this is the one process that speaks for all."""
-        return self.rank == 0 and (self.tensor_mesh is None or self.tensor_mesh.get_local_rank() == 0)
+        return self.rank == 0 and self.slice == 0
 
 
 def start(device: str, wait_seconds: float, tensor_parallel: int = 1) -> Ranks:
@@ -70,9 +71,10 @@ def arrange(device: torch.device, tensor_parallel: int) -> Ranks:
         )
     shape = (processes // tensor_parallel, tensor_parallel)
     both = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
-    mesh, tensor_mesh = both["data"], both["tensor"] if tensor_parallel > 1 else None
+    mesh, tensor_mesh = both["data"], both["tensor"]
     _groups["data"] = mesh.get_group()
-    return Ranks(mesh.get_local_rank(), mesh.size(), device, mesh, tensor_mesh)
+    place = Ranks(mesh.get_local_rank(), mesh.size(), device, mesh)
+    return replace(place, tensor_mesh=tensor_mesh, slice=tensor_mesh.get_local_rank()) if tensor_parallel > 1 else place
 
 
 def data_group() -> dist.ProcessGroup | None:

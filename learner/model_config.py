@@ -50,8 +50,8 @@ def check_model(model: ModelConfig, device: str) -> None:
         )
     if model.tensor_parallel > 1 and model.compile:
         raise ValueError(
-            f"policy.tensor_parallel={model.tensor_parallel} with policy.compile=true: torch's compiler does not "
-            "follow the gradient through sliced layers; use one of them"
+            f"policy.tensor_parallel={model.tensor_parallel} with policy.compile=true: torch's compiler fails "
+            "on the gradient of sliced layers; use one of them"
         )
     if model.cpu_offload and device == "cpu":
         raise ValueError(

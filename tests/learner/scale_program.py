@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from learner import batch, distributed, model, optimizer
 from learner.batch import TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import full_state
+from learner.model import Policy, full_state
 from learner.model_config import ModelConfig
 from learner.step import train_step
 
@@ -55,11 +56,25 @@ def train(ranks: Ranks, directory: Path, out: Path, config: ModelConfig) -> None
     for step in range(3):
         share = batch.share(sequences(step), budget=30, rank=ranks.rank, world=ranks.world, device=ranks.device)
         rows.append(train_step(policy, steps, [share], loss, temperature=1.0).row())
+    check_copies(policy, ranks)
     state = dict(full_state(policy))
     if ranks.first:
         out.mkdir(parents=True)
         (out / "rows.json").write_text(json.dumps(rows))
         save_file({name: tensor.clone() for name, tensor in state.items()}, out / "weights.safetensors")
+
+
+def check_copies(policy: Policy, ranks: Ranks) -> None:
+    """What every process of a place holds whole must stay the same in all of them."""
+    if ranks.tensor_mesh is None:
+        return
+    whole = [each for each in policy.parameters() if isinstance(each, DTensor) and each.device_mesh == ranks.mesh]
+    assert whole
+    for parameter in whole:
+        own = parameter.to_local().detach()
+        copies = [torch.empty_like(own) for _ in range(ranks.tensor_mesh.size())]
+        torch.distributed.all_gather(copies, own, group=ranks.tensor_mesh.get_group())
+        assert all(torch.equal(copy, own) for copy in copies)
 
 
 def main(directory: str, out: str, *cases: str) -> None:

@@ -40,7 +40,7 @@ def torchrun(ranks: int, directory: Path, out: Path, *cases: str) -> str:
         env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     return done.stderr if done.returncode else ""
