@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from learner.checkpoint_config import CheckpointConfig, check_checkpoint
 from protocol.options import option
 
 
@@ -85,6 +86,7 @@ class LearnerRoot:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 def check(config: LearnerRoot) -> None:
@@ -133,6 +135,7 @@ def check(config: LearnerRoot) -> None:
         if not getattr(loss, name) > 0:
             raise ValueError(f"loss.{name}={getattr(loss, name)}: must be above 0, it bounds a weight")
     check_optimizer(config.optimizer)
+    check_checkpoint(config.checkpoint)
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:
