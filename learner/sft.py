@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from learner import batch, checkpoint, distributed, evaluation, model, optimizer, tiny
+from learner import batch, distributed, evaluation, export, model, optimizer, tiny
 from learner.distributed import Ranks
 from learner.loss.config import LossConfig
 from learner.model import Policy, full_state
@@ -66,7 +66,7 @@ def run(config: SftRoot) -> None:
     train(policy, steps, examples, held_out, sft, ranks)
     state = full_state(policy)
     if ranks.first:
-        checkpoint.save(Path(sft.out) / "model", state, policy.network.config, source)
+        export.write_hf(Path(sft.out) / "model", state, policy.network.config, source)
         log.info("checkpoint in %s/model", sft.out)
     else:
         deque(state, maxlen=0)  # takes part in the gathering

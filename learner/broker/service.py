@@ -28,6 +28,7 @@ from protocol.messages import (
     LeaseRequest,
     Message,
     Refusal,
+    Resume,
     RolloutDone,
     RunSpec,
     Sampling,
@@ -58,6 +59,7 @@ ROLE_OF: dict[type, str] = {  # who may send what; the rest is open to all
     LeaseFailed: "actor",
     VerifyRequest: "verifier",
     VerifyDone: "verifier",
+    Resume: "learner",
     WeightManifest: "learner",
     BatchRequest: "learner",
     Consumed: "learner",
@@ -184,6 +186,11 @@ class Broker:
         if message.verdict.void:
             log.warning("%s could not judge job %d: %s", peer.name, message.job_id, message.verdict.reason)
         self.stream.verify_done(message)
+
+    @_on.register
+    def _(self, message: Resume, peer: Peer) -> None:
+        self.stream.resume(message.policy_version, message.consumed)
+        log.info("the run goes on at step %d, %d groups are trained", message.policy_version, self.stream.granted)
 
     @_on.register
     def _(self, message: WeightManifest, peer: Peer) -> None:

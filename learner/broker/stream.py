@@ -19,7 +19,9 @@ from learner.broker.admission import in_time, limit
 from learner.broker.config import StreamConfig
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
 from learner.broker.retirement import Retirement
+from learner.group_ranges import count
 from protocol.messages import (
+    GroupRange,
     Lease,
     LeaseFailed,
     RolloutDone,
@@ -97,11 +99,33 @@ class Stream:
         self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates,
         # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks)
         self._next_task = 0
+        self._spent: deque[GroupRange] = deque()  # groups ahead of `_next_task` that were consumed before a restart
         self._next_lease = 0
         self._next_job = 0
         self._unleased: list[int] = []  # heap of group ids with samples that came back
         self._unverified: deque[tuple[int, int]] = deque()  # (group, sample)
         self._handed_out: tuple[int, tuple[int, ...]] | None = None  # (version, groups) of the batch being trained
+
+    # ------------------------------------------------------------ restart
+
+    def resume(self, policy_version: int, consumed: Sequence[GroupRange]) -> None:
+        """The learner goes on at `policy_version` from a checkpoint; groups that it has `consumed` never come again.
+
+        They count as granted and consumed, and nothing else is live, so that both rules of admission stand where they
+        stood. What was leased or dropped but not consumed is a hole in the ranges: it is leased anew, first of all.
+        """
+        if self.fingerprints or self.version:
+            raise InvalidEvent("policy_version", f"{policy_version} comes too late: the stream has begun")
+        groups, steps_take = count(consumed), policy_version * self.config.groups_per_step
+        if groups != steps_take:
+            raise InvalidEvent(
+                "consumed",
+                f"holds {groups} groups, {policy_version} steps of {self.config.groups_per_step} take {steps_take}: "
+                "stream.groups_per_step must stay as it was when the checkpoint was written",
+            )
+        self.version = policy_version
+        self.granted = self.consumed_groups = groups
+        self._spent = deque(consumed)
 
     # ------------------------------------------------------------ weights
 
@@ -156,6 +180,8 @@ class Stream:
     def _fresh_group(self) -> Group | None:
         if self.exhausted or not self.fingerprints or not self._may_grant():
             return None
+        if self._spent and self._spent[0].first == self._next_task:
+            self._next_task = self._spent.popleft().last + 1  # no range follows at once: there are gaps between them
         group_id, size = self._next_unretired(), self.config.group_size
         if group_id is None:
             rate = f"{self.retirement.pass_rate:.0%}"
