@@ -1,5 +1,6 @@
 """A training checkpoint brings back every bit, on any number of ranks, and is whole or not there."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -241,11 +242,9 @@ def test_a_write_that_failed_is_raised_by_the_next_call_with_its_path(
     program.train(policy, steps, ranks, range(1))
     checkpoints.directory.write_text("a file where the directory should be")
     checkpoints.save(policy, steps, Progress(policy_version=1, optimizer_steps=1))
+    again = functools.partial(checkpoints.save, policy, steps, Progress(policy_version=2, optimizer_steps=2))
     with pytest.raises(OSError, match=r"checkpoints/step_00000001: could not be written: .*Not a directory"):
-        if call == "save":
-            checkpoints.save(policy, steps, Progress(policy_version=2, optimizer_steps=2))
-        else:
-            checkpoints.finish()
+        (again if call == "save" else checkpoints.finish)()
 
 
 def test_a_write_without_end_is_given_up_with_its_path(
