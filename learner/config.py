@@ -63,7 +63,7 @@ class LearnerConfig:
     param_dtype: str = option(
         "float32", "compute dtype of FSDP2 mixed precision: `float32` or `bfloat16`; masters are float32"
     )
-    tokens_per_micro_batch: int = option(16384, "padded tokens (prompt and completion) of one forward pass on one rank")
+    tokens_per_micro_batch: int = option(16384, "packed tokens (prompt and completion) of one forward pass on one rank")
     logprob_chunk: int = option(1024, "completion tokens whose logits exist at the same time")
     publish_dtype: str = option("", "dtype of published weights; empty: as in the master weights")
     versions_kept: int = option(3, "weight versions served to actors at the same time")

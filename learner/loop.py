@@ -101,6 +101,7 @@ class Learner:
             return batch.share(
                 sequences,
                 budget=self.config.learner.tokens_per_micro_batch,
+                cost=self.policy.cost,
                 rank=self.ranks.rank,
                 world=self.ranks.world,
                 device=self.ranks.device,

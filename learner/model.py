@@ -1,6 +1,6 @@
 """The policy: an HF causal language model, sharded by FSDP2, that scores completions.
 
-Legend: B rows, L padded length, N completion tokens of all rows.
+Legend: M packed tokens of a micro-batch, N completion tokens among them, E hidden size.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from learner import attention
 from learner.batch import MicroBatch
+from learner.cost import cost_of
 from learner.distributed import Ranks
 from learner.linear import speed_up
 from learner.logprobs import chunked_logprobs
@@ -27,15 +29,21 @@ class Policy(nn.Module):
         super().__init__()
         self.network = network
         self.chunk = chunk
+        self.cost = cost_of(network)
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [N] float32 of the completion tokens, in the sampler's convention, and entropies [N].
 
-        Rows are padded on the right, so that causal attention alone keeps padding out of every completion token.
+        The sequences are packed in one row; positions restart at each, and attention keeps them apart.
         """
         backbone, head = self.network.base_model, self.network.get_output_embeddings()
-        hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
-        chosen = hidden.flatten(0, 1)[batch.positions]  # [N, H]
+        hidden = backbone(
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=batch.position_ids.unsqueeze(0),
+            packing=batch.packing,
+            use_cache=False,
+        ).last_hidden_state  # [1, M, E]
+        chosen = hidden[0, batch.positions]  # [N, E]
         return chunked_logprobs(
             chosen, head.weight, head.bias, batch.targets, temperature=temperature, chunk=self.chunk
         )
@@ -44,19 +52,24 @@ class Policy(nn.Module):
 def load(directory: Path, ranks: Ranks, *, param_dtype: str, chunk: int) -> Policy:
     """Load an HF checkpoint and shard it. Master weights are float32; compute runs in `param_dtype`.
 
-    Raises `ValueError` when the directory does not hold a whole causal language model.
+    Raises `ValueError` when the directory does not hold a whole causal language model, or one that cannot be packed.
     """
     if not (directory / "config.json").is_file():
         raise ValueError(f"model={directory}: must be a directory with an HF checkpoint, but has no config.json")
     try:
         network, loading = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            directory,
+            dtype=torch.float32,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
+    attention.check_packable(network)
     speed_up(network)
     return shard(Policy(network, chunk=chunk).to(ranks.device), ranks, param_dtype=param_dtype)
 

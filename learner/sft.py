@@ -117,7 +117,12 @@ def train(
         drawn = [next(examples) for _ in range(sft.batch_size)]
         sequences = training_sequences(drawn, tokenizer)
         micro_batches = batch.share(
-            sequences, budget=sft.tokens_per_micro_batch, rank=ranks.rank, world=ranks.world, device=ranks.device
+            sequences,
+            budget=sft.tokens_per_micro_batch,
+            cost=policy.cost,
+            rank=ranks.rank,
+            world=ranks.world,
+            device=ranks.device,
         )
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for micro_batch in micro_batches:

@@ -21,7 +21,7 @@ class SftConfig:
     faulty: float = option(0.85, "addition: share of traces with a systematic fault")
     steps: int = option(350, "optimizer steps; the learning rate falls linearly to 0 over them")
     batch_size: int = option(64, "sequences a step")
-    tokens_per_micro_batch: int = option(8192, "padded tokens of one forward pass on one rank")
+    tokens_per_micro_batch: int = option(8192, "packed tokens of one forward pass on one rank")
     logprob_chunk: int = option(4096, "completion tokens whose logits exist at the same time")
     device: str = option("auto", "`auto`, `cpu` or `cuda`")
     threads: int = option(0, "torch threads; 0: torch decides")
