@@ -106,7 +106,7 @@ def main(model: Path, out: Path) -> None:
         load(engine, policy, step)
         groups = GroupBatch(policy_version=step, groups=generate(engine, tasks, step), stats=STATS)
         sequences = training_sequences(groups, LossConfig(), SAMPLING.max_tokens)
-        own = batch.share(sequences, budget=16384, rank=0, world=1, device=ranks.device)
+        own = batch.share(sequences, budget=16384, cost=policy.cost, rank=0, world=1, device=ranks.device)
         result = train_step(policy, steps, own, LossConfig(), temperature=1.0)
         rewards = [each.verdict.reward for group in groups.groups for each in group.scored]
         rows.append(

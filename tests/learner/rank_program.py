@@ -41,7 +41,7 @@ def train(ranks: Ranks, directory: Path, batches: Path, out: Path, case: str) ->
         groups.append([group.group_id for group in received.groups])
         sequences = training_sequences(received, loss, longest=12)
         micro_batches = batch.share(
-            sequences, budget=int(budget), rank=ranks.rank, world=ranks.world, device=ranks.device
+            sequences, budget=int(budget), cost=policy.cost, rank=ranks.rank, world=ranks.world, device=ranks.device
         )
         idle += sum(not micro_batch.loss_mask.any() for micro_batch in micro_batches)
         rows.append(train_step(policy, steps, micro_batches, loss, temperature=1.0).row())

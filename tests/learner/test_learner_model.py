@@ -66,7 +66,9 @@ def test_ten_steps_move_every_weight_and_keep_the_tie(
     policy = model.load(model_directory(architecture, tied), ranks, param_dtype="float32", chunk=16)
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=2))
     before = {name: tensor.clone() for name, tensor in full_state(policy)}
-    micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
+    micro_batches = batch.share(
+        make_sequences([8, 5, 11, 3]), budget=30, cost=policy.cost, rank=0, world=1, device=ranks.device
+    )
     results = [train_step(policy, steps, micro_batches, LossConfig(), temperature=1.0) for _ in range(10)]
     assert all(result.applied for result in results)
     after = dict(full_state(policy))

@@ -129,7 +129,9 @@ def test_micro_batch_budgets_give_the_same_weights_after_three_steps(
         steps = optimizer.build(trained, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=EPS))
         for seed in range(3):
             sequences = training_sequences(make_batch(3, 4, seed=seed), config, longest=12)
-            micro_batches = batch.share(sequences, budget=budget, rank=0, world=1, device=ranks.device)
+            micro_batches = batch.share(
+                sequences, budget=budget, cost=trained.cost, rank=0, world=1, device=ranks.device
+            )
             train_step(trained, steps, micro_batches, config, temperature=1.0)
         weights.append({name: tensor.clone() for name, tensor in full_state(trained)})
     for other in weights[1:]:
