@@ -1,16 +1,22 @@
-"""From sequences with their training signal to micro-batches: cut by a token budget, shared by the ranks.
+"""From sequences with their training signal to micro-batches: packed up to a token budget, shared evenly by the ranks.
 
-Legend: T completion tokens of one sequence, P its prompt tokens; B rows of a micro-batch, L their padded length, N
-their completion tokens. A sequence has a row of its own, so that attention never crosses from one to another; rows of
-similar length are put together, so that little is padded.
+The ranks' collectives tie each micro-batch of a rank to those that the others work on at the same time, so that the
+slowest of such a round sets the pace. Rounds are therefore filled one by one, the longest sequences first, each with
+about equal work for every rank; and the sequences of a micro-batch have similar lengths, so that attention pads little.
+
+Legend: T completion tokens of one sequence, P its prompt tokens; M packed tokens of a micro-batch, N the completion
+tokens among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+
+from learner.attention import Packing, pack
+from learner.cost import CostModel
 
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
@@ -44,10 +50,12 @@ class TrainingSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """The input of one forward pass and, aligned with its N completion tokens, of the loss."""
+    """The input of one forward pass, its sequences packed, and, aligned with its N completion tokens, of the loss."""
 
-    input_ids: torch.Tensor  # [B, L] int64, padded on the right
-    positions: torch.Tensor  # [N] int64 into [B·L]: the places that predict the targets
+    input_ids: torch.Tensor  # [M] int64
+    position_ids: torch.Tensor  # [M] int64, from 0 in each sequence
+    packing: Packing
+    positions: torch.Tensor  # [N] int64 into [M]: the places that predict the targets
     targets: torch.Tensor  # [N] int64
     behaviour_logprobs: torch.Tensor  # [N] float32
     staleness: torch.Tensor  # [N] int64
@@ -61,54 +69,86 @@ class MicroBatch:
 
 
 def share(
-    sequences: Sequence[TrainingSequence], *, budget: int, rank: int, world: int, device: torch.device
+    sequences: Sequence[TrainingSequence],
+    *,
+    budget: int,
+    cost: CostModel,
+    rank: int,
+    world: int,
+    device: torch.device,
 ) -> list[MicroBatch]:
     """The micro-batches of `rank`. Every rank gets as many as the others, so that their collectives match.
 
-    Sequences are dealt by falling length, so that ranks get about equal work. `budget` bounds B·L, but a single longer
-    sequence still makes a micro-batch of its own.
+    `budget` bounds their tokens, but a single longer sequence still makes a micro-batch of its own.
     """
-    ordered = sorted(sequences, key=lambda item: (-item.length, item.index))
-    cuts = [cut(ordered[place::world], budget) for place in range(world)]
-    rounds = max(map(len, cuts))
-    batches = [assemble(rows, device) for rows in cuts[rank]]
-    return batches + [idle(ordered[-1], device)] * (rounds - len(batches))
+    rounds = deal(sequences, budget=budget, cost=cost, world=world)
+    shortest = min(sequences, key=lambda sequence: (sequence.length, sequence.index))
+    return [assemble(dealt[rank], device) if dealt[rank] else idle(shortest, device) for dealt in rounds]
 
 
-def cut(sequences: Sequence[TrainingSequence], budget: int) -> list[list[TrainingSequence]]:
-    """Sequences of falling length, cut where one more row would exceed the budget."""
-    cuts: list[list[TrainingSequence]] = []
-    for sequence in sequences:
-        if cuts and (len(cuts[-1]) + 1) * cuts[-1][0].length <= budget:
-            cuts[-1].append(sequence)
-        else:
-            cuts.append([sequence])
-    return cuts
+def deal(
+    sequences: Sequence[TrainingSequence], *, budget: int, cost: CostModel, world: int
+) -> list[list[list[TrainingSequence]]]:
+    """Rounds of one micro-batch a rank, as rows: [round][rank][row].
+
+    In each round the costliest micro-batch goes to the rank with the least work in the rounds before, and so on. So
+    neither in a round nor in the whole do two ranks' costs differ by more than the costliest sequence.
+    """
+    work = np.zeros(world)
+    rounds = []
+    for parts in fill(sequences, budget=budget, cost=cost, world=world):
+        loads = np.array([sum(cost.of(row.length) for row in part) for part in parts])
+        ranks, places = work.argsort(kind="stable"), (-loads).argsort(kind="stable")
+        work[ranks] += loads[places]
+        dealt = dict(zip(ranks.tolist(), places.tolist(), strict=True))
+        rounds.append([parts[dealt[rank]] for rank in range(world)])
+    return rounds
+
+
+def fill(
+    sequences: Sequence[TrainingSequence], *, budget: int, cost: CostModel, world: int
+) -> Iterator[list[list[TrainingSequence]]]:
+    """Rounds of `world` micro-batches of about equal cost: [part][row].
+
+    Each sequence, by falling length, joins the part of least cost (LPT: Graham 1969, "Bounds on multiprocessing timing
+    anomalies"); where it exceeds that part's budget, it opens the next round.
+    """
+    parts: list[list[TrainingSequence]] = [[] for _ in range(world)]
+    loads, tokens = np.zeros(world), np.zeros(world, dtype=np.int64)
+    for sequence in sorted(sequences, key=lambda item: (-item.length, item.index)):
+        lightest = int(loads.argmin())
+        if parts[lightest] and tokens[lightest] + sequence.length > budget:
+            yield parts
+            parts = [[] for _ in range(world)]
+            loads[:], tokens[:], lightest = 0, 0, 0
+        parts[lightest].append(sequence)
+        loads[lightest] += cost.of(sequence.length)
+        tokens[lightest] += sequence.length
+    yield parts
 
 
 def assemble(rows: Sequence[TrainingSequence], device: torch.device) -> MicroBatch:
-    """Pad `rows` to one micro-batch."""
-    longest = max(row.length for row in rows)
-    input_ids = np.zeros((len(rows), longest), dtype=np.int64)
-    positions: list[np.ndarray[Any, Any]] = []
-    for place, row in enumerate(rows):
-        prompt = len(row.prompt_ids)
-        input_ids[place, :prompt] = row.prompt_ids
-        input_ids[place, prompt : row.length] = row.token_ids
-        positions.append(place * longest + np.arange(prompt - 1, row.length - 1))
-    lengths = [len(row.token_ids) for row in rows]
+    """Pack `rows`, in their order, to one micro-batch."""
+    lengths = [row.length for row in rows]
+    starts = np.cumsum(lengths) - lengths
+    completions = [len(row.token_ids) for row in rows]
 
     def spread(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
         """One value a row to one a token, [N]."""
-        return torch.tensor(np.repeat(values, lengths), dtype=dtype, device=device)
+        return torch.tensor(np.repeat(values, completions), dtype=dtype, device=device)
 
     def joined(arrays: Sequence[np.ndarray[Any, Any]], dtype: torch.dtype) -> torch.Tensor:
-        """Arrays of the rows one after the other, [N]."""
+        """Arrays of the rows one after the other."""
         return torch.tensor(np.concatenate(arrays), dtype=dtype, device=device)
 
     return MicroBatch(
-        input_ids=torch.tensor(input_ids, device=device),
-        positions=joined(positions, torch.int64),
+        input_ids=joined([ids for row in rows for ids in (row.prompt_ids, row.token_ids)], torch.int64),
+        position_ids=joined([np.arange(length) for length in lengths], torch.int64),
+        packing=pack(lengths, device),
+        positions=joined(
+            [start + np.arange(len(row.prompt_ids), row.length) - 1 for start, row in zip(starts, rows, strict=True)],
+            torch.int64,
+        ),
         targets=joined([row.token_ids for row in rows], torch.int64),
         behaviour_logprobs=joined([row.behaviour_logprobs for row in rows], torch.float32),
         staleness=joined([row.staleness for row in rows], torch.int64),

@@ -43,7 +43,7 @@ class LearnerConfig:
     target_window: int = option(4, "steps over which `target_reward` is averaged")
     ranks: int = option(1, "FSDP2 ranks that the local launcher starts (torchrun sets it otherwise)")
     device: str = option("auto", "`auto`, `cpu` or `cuda`")
-    tokens_per_micro_batch: int = option(16384, "padded tokens (prompt and completion) of one forward pass on one rank")
+    tokens_per_micro_batch: int = option(16384, "packed tokens (prompt and completion) of one forward pass on one rank")
     publish_dtype: str = option("", "dtype of published weights; empty: as in the master weights")
     versions_kept: int = option(3, "weight versions served to actors at the same time")
     batch_wait_seconds: float = option(

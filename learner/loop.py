@@ -114,7 +114,14 @@ class Learner:
     def share(self, sequences: list[TrainingSequence]) -> list[MicroBatch]:
         """This rank's share of some sequences."""
         budget, ranks = self.config.learner.tokens_per_micro_batch, self.ranks
-        return batch.share(sequences, budget=budget, rank=ranks.rank, world=ranks.world, device=ranks.device)
+        return batch.share(
+            sequences,
+            budget=budget,
+            cost=self.policy.cost,
+            rank=ranks.rank,
+            world=ranks.world,
+            device=ranks.device,
+        )
 
     def step(self, packed: list[list[MicroBatch]]) -> StepResult:
         """The optimizer updates of one batch."""

@@ -1,6 +1,6 @@
 """The policy: an HF causal language model, sharded by FSDP2, that scores completions.
 
-Legend: B rows, L padded length, N completion tokens of all rows.
+Legend: M packed tokens of a micro-batch, N completion tokens among them, E hidden size.
 """
 
 import logging
@@ -12,8 +12,9 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from learner import lora, tensor_parallel
+from learner import attention, lora, tensor_parallel
 from learner.batch import MicroBatch
+from learner.cost import cost_of
 from learner.distributed import Ranks
 from learner.linear import speed_up
 from learner.logprobs import chunked_logprobs
@@ -32,15 +33,21 @@ class Policy(nn.Module):
         self.network = network
         self.chunk = chunk
         self.fp32_head = fp32_head
+        self.cost = cost_of(network)
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [N] float32 of the completion tokens, in the sampler's convention, and entropies [N].
 
-        Rows are padded on the right, so that causal attention alone keeps padding out of every completion token.
+        The sequences are packed in one row; positions restart at each, and attention keeps them apart.
         """
         backbone, head = self.network.base_model, self.network.get_output_embeddings()
-        hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
-        chosen = hidden.flatten(0, 1)[batch.positions]  # [N, H]
+        hidden = backbone(
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=batch.position_ids.unsqueeze(0),
+            packing=batch.packing,
+            use_cache=False,
+        ).last_hidden_state  # [1, M, E]
+        chosen = hidden[0, batch.positions]  # [N, E]
         return chunked_logprobs(
             chosen,
             head.weight,
@@ -55,7 +62,8 @@ class Policy(nn.Module):
 def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
     """Load an HF checkpoint and shard it. Master weights are float32; compute runs in `config.param_dtype`.
 
-    Raises `ValueError` when the directory does not hold a whole causal language model, or an option cannot work here.
+    Raises `ValueError` when the directory holds no whole causal language model, or one that cannot be packed, and for
+    an option that cannot work here.
     """
     check_model(config, ranks.device.type)
     if not (directory / "config.json").is_file():
@@ -65,13 +73,19 @@ def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
         if config.activation_checkpointing:
             still(described.get_text_config())
         network, loading = AutoModelForCausalLM.from_pretrained(
-            directory, config=described, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            directory,
+            config=described,
+            dtype=torch.float32,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
+    attention.check_packable(network)
     if config.lora_rank:
         lora.add_adapters(network, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
     if ranks.tensor_mesh is None:

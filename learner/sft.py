@@ -114,8 +114,14 @@ def train(
         lines.write_text("")
 
     def share(part: Sequence[Example]) -> list[batch.MicroBatch]:
-        sequences, budget = training_sequences(part), sft.tokens_per_micro_batch
-        return batch.share(sequences, budget=budget, rank=ranks.rank, world=ranks.world, device=ranks.device)
+        return batch.share(
+            training_sequences(part),
+            budget=sft.tokens_per_micro_batch,
+            cost=policy.cost,
+            rank=ranks.rank,
+            world=ranks.world,
+            device=ranks.device,
+        )
 
     for step in range(1, sft.steps + 1):
         drawn = [next(examples) for _ in range(sft.batch_size)]

@@ -31,7 +31,7 @@ class SftConfig:
     faulty: float = option(0.85, "addition: share of traces with a systematic fault")
     steps: int = option(350, "optimizer steps; the learning rate falls linearly to 0 over them")
     batch_size: int = option(64, "sequences a step")
-    tokens_per_micro_batch: int = option(8192, "padded tokens of one forward pass on one rank")
+    tokens_per_micro_batch: int = option(8192, "packed tokens of one forward pass on one rank")
     device: str = option("auto", "`auto`, `cpu` or `cuda`")
     threads: int = option(0, "torch threads; 0: torch decides")
     seed: int = option(0, "seed of weights and data order")

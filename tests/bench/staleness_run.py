@@ -163,7 +163,7 @@ def train(run: Run, checkpoint: Path, ranks: Ranks) -> dict[str, Any]:
         sampled = time.perf_counter()
         credited = credit(groups, loss, longest=run.max_tokens)
         packed = [
-            batch.share(part, budget=TOKENS_PER_MICRO_BATCH, rank=0, world=1, device=ranks.device)
+            batch.share(part, budget=TOKENS_PER_MICRO_BATCH, cost=policy.cost, rank=0, world=1, device=ranks.device)
             for part in minibatches(credited.sequences, loss, longest=run.max_tokens)
         ]
         result = train_step(policy, steps, packed, loss, temperature=1.0)

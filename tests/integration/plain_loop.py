@@ -109,7 +109,9 @@ def main(model: Path, out: Path) -> None:
         groups = GroupBatch(policy_version=step, groups=generate(engine, tasks, step), stats=STATS)
         credited = credit(groups, LossConfig(), longest=SAMPLING.max_tokens)
         parts = minibatches(credited.sequences, LossConfig(), longest=SAMPLING.max_tokens)
-        packed = [batch.share(part, budget=16384, rank=0, world=1, device=ranks.device) for part in parts]
+        packed = [
+            batch.share(part, budget=16384, cost=policy.cost, rank=0, world=1, device=ranks.device) for part in parts
+        ]
         result = train_step(policy, steps, packed, LossConfig(), temperature=1.0)
         rewards = [each.verdict.reward for group in groups.groups for each in group.scored]
         rows.append(

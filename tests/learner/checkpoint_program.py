@@ -66,7 +66,9 @@ def train(policy: Policy, steps: Optimizer, ranks: Ranks, versions: range) -> li
     """One step from each of `versions`: loss, gradient norm and learning rate."""
     rows = []
     for version in versions:
-        own = batch.share(sequences(version), budget=100, rank=ranks.rank, world=ranks.world, device=ranks.device)
+        own = batch.share(
+            sequences(version), budget=100, cost=policy.cost, rank=ranks.rank, world=ranks.world, device=ranks.device
+        )
         result = train_step(policy, steps, [own], LOSS, temperature=1.0)
         rows.append((result.loss, result.grad_norm, result.lr))
     return rows

@@ -50,7 +50,9 @@ def train(ranks: Ranks, directory: Path, batches: Path, out: Path, case: str) ->
         groups.append([group.group_id for group in received.groups])
         parts = minibatches(credit(received, loss, longest=12).sequences, loss, longest=12)
         packed = [
-            batch.share(part, budget=int(budget), rank=ranks.rank, world=ranks.world, device=ranks.device)
+            batch.share(
+                part, budget=int(budget), cost=policy.cost, rank=ranks.rank, world=ranks.world, device=ranks.device
+            )
             for part in parts
         ]
         idle += sum(not micro_batch.loss_mask.any() for part in packed for micro_batch in part)

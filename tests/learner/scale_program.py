@@ -54,7 +54,9 @@ def train(ranks: Ranks, directory: Path, out: Path, config: ModelConfig) -> None
     loss = LossConfig(corrections=[], proximal="behaviour")
     rows = []
     for step in range(3):
-        share = batch.share(sequences(step), budget=30, rank=ranks.rank, world=ranks.world, device=ranks.device)
+        share = batch.share(
+            sequences(step), budget=30, cost=policy.cost, rank=ranks.rank, world=ranks.world, device=ranks.device
+        )
         rows.append(train_step(policy, steps, [share], loss, temperature=1.0).row())
     check_copies(policy, ranks)
     state = dict(full_state(policy))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from learner import batch, checkpoint, model, optimizer
+from learner import batch, export, model, optimizer
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks, whole
@@ -59,13 +59,19 @@ def test_after_steps_transformers_reads_the_same_policy_from_the_merged_checkpoi
 ) -> None:
     directory = model_directory(architecture, tied)
     policy = adapted(directory, ranks)
-    micro_batch = batch.assemble(make_sequences([8, 5, 11, 3]), ranks.device)
+    sequences = make_sequences([8, 5, 11, 3])
+    micro_batch = batch.assemble(sequences, ranks.device)
     before = policy(micro_batch, 1.0)[0].detach()
     train(policy, [micro_batch], 3)
-    checkpoint.save(tmp_path / "merged", full_state(policy), policy.network.config, directory)
+    export.write_hf(tmp_path / "merged", full_state(policy), policy.network.config, directory)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     with torch.no_grad():
-        logits = plain(micro_batch.input_ids).logits.flatten(0, 1)[micro_batch.positions]  # [N, V]
+        logits = torch.cat(  # [N, V]
+            [
+                plain(torch.tensor([[*one.prompt_ids, *one.token_ids]])).logits[0, len(one.prompt_ids) - 1 : -1]
+                for one in sequences
+            ]
+        )
     truth = logits.log_softmax(-1)[range(len(logits)), micro_batch.targets]
     logprobs = policy(micro_batch, 1.0)[0].detach()
     torch.testing.assert_close(logprobs, truth, atol=1e-5, rtol=0)
@@ -77,7 +83,11 @@ def test_steps_move_every_adapter_and_not_a_bit_of_anything_else(
 ) -> None:
     policy = adapted(model_directory("qwen2", True), ranks)
     before = state_of(policy)
-    train(policy, batch.share(make_sequences([8, 5]), budget=30, rank=0, world=1, device=ranks.device), 3)
+    train(
+        policy,
+        batch.share(make_sequences([8, 5]), budget=30, cost=policy.cost, rank=0, world=1, device=ranks.device),
+        3,
+    )
     after = state_of(policy)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if ".lora_" in name}

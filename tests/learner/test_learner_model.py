@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM
 from learner import batch, model, optimizer
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
+from learner.cost import CostModel
 from learner.distributed import Ranks, whole
 from learner.model import Policy, full_state
 from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
 from learner.step import train_step
 
+COST = CostModel(linear=1.0, quadratic=0.0)
 CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)]
 Build = Callable[[str, bool], Path]
 Make = Callable[..., list[TrainingSequence]]
@@ -74,7 +76,9 @@ def test_ten_steps_move_every_weight_and_keep_the_tie(
     policy = model.load(model_directory(architecture, tied), ranks, ModelConfig(logprob_chunk=16))
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=2))
     before = {name: tensor.clone() for name, tensor in full_state(policy)}
-    micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
+    micro_batches = batch.share(
+        make_sequences([8, 5, 11, 3]), budget=30, cost=policy.cost, rank=0, world=1, device=ranks.device
+    )
     results = [train_step(policy, steps, [micro_batches], LossConfig(), temperature=1.0) for _ in range(10)]
     assert not any(result.skipped for result in results)
     after = dict(full_state(policy))
@@ -109,7 +113,9 @@ def train(policy: Policy, micro_batches: list[MicroBatch], steps: Optimizer) -> 
 def test_a_bfloat16_step_has_nearly_the_gradient_of_a_float32_step(
     ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
-    micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
+    micro_batches = batch.share(
+        make_sequences([8, 5, 11, 3]), budget=30, cost=COST, rank=0, world=1, device=ranks.device
+    )
     losses, moments = [], []
     for dtype in ("float32", "bfloat16"):
         policy = loaded(model_directory("llama", True), ranks, param_dtype=dtype)
@@ -127,7 +133,9 @@ def test_a_bfloat16_step_has_nearly_the_gradient_of_a_float32_step(
 def test_what_saves_memory_changes_no_bit_of_three_steps(
     options: dict[str, bool], architecture: str, ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
-    micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
+    micro_batches = batch.share(
+        make_sequences([8, 5, 11, 3]), budget=30, cost=COST, rank=0, world=1, device=ranks.device
+    )
     losses, states = [], []
     for chosen in ({}, options):
         policy = loaded(model_directory(architecture, True), ranks, **chosen)
@@ -201,7 +209,9 @@ def test_compiled_layers_take_the_same_steps(
         policy = loaded(model_directory("llama", True), ranks, compile=compiled)
         steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=1e-5))
         for lengths in ([8, 5, 11], [7, 3], [20, 9, 4]):  # of different shapes
-            micro_batches = batch.share(make_sequences(lengths), budget=50, rank=0, world=1, device=ranks.device)
+            micro_batches = batch.share(
+                make_sequences(lengths), budget=50, cost=policy.cost, rank=0, world=1, device=ranks.device
+            )
             losses.append(train(policy, micro_batches, steps))
         states.append(dict(full_state(policy)))
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0

@@ -42,7 +42,9 @@ def test_the_policy_moves_and_the_reference_stays_until_it_is_replaced(
     assert reference is not None
     first = {name: tensor.clone() for name, tensor in full_state(reference)}
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-2, warmup_steps=0))
-    micro_batches = batch.share(make_sequences([4, 6]), budget=100, rank=0, world=1, device=ranks.device)
+    micro_batches = batch.share(
+        make_sequences([4, 6]), budget=100, cost=policy.cost, rank=0, world=1, device=ranks.device
+    )
     train_step(policy, steps, [micro_batches], config.loss, temperature=1.0, reference=reference)
     assert all(torch.equal(tensor, first[name]) for name, tensor in full_state(reference))
     assert not any(parameter.requires_grad for parameter in reference.parameters())

@@ -128,7 +128,9 @@ def test_held_out_examples_are_measured_and_not_trained(ranks: Ranks, model_dire
     assert len(kept) == 8
     assert kept.isdisjoint(tuple(example.token_ids.tolist()) for example in held_out)
     before = {name: tensor.clone() for name, tensor in full_state(policy)}
-    micro_batches = batch.share(training_sequences(held_out), budget=99, rank=0, world=1, device=ranks.device)
+    micro_batches = batch.share(
+        training_sequences(held_out), budget=99, cost=policy.cost, rank=0, world=1, device=ranks.device
+    )
     loss = mean_loss(policy, micro_batches, sft.LIKELIHOOD, temperature=1.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in full_state(policy))
     frozen = optimizer.build(policy, OptimizerConfig(lr=1e-30, warmup_steps=0))

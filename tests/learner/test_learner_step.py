@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from learner import batch, model, optimizer, step
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
+from learner.cost import CostModel
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
@@ -25,6 +26,7 @@ from learner.step import StepResult, train_step
 from protocol.messages import GroupBatch
 
 CPU = torch.device("cpu")
+COST = CostModel(linear=1.0, quadratic=0.0)
 GRADIENT_TOLERANCE = 1e-6  # of the largest gradient; float32 sums in another order
 WEIGHT_TOLERANCE = 5e-6  # after three steps of lr 1e-3
 EPS = 1e-5  # large enough that AdamW does not blow the rounding of a vanishing gradient up to a whole step
@@ -63,7 +65,7 @@ def trained_sequences(received: GroupBatch, config: LossConfig) -> list[Training
 
 def packed(received: GroupBatch, config: LossConfig, budget: int = 10_000) -> list[list[MicroBatch]]:
     parts = minibatches(credit(received, config, longest=12).sequences, config, longest=12)
-    return [batch.share(part, budget=budget, rank=0, world=1, device=CPU) for part in parts]
+    return [batch.share(part, budget=budget, cost=COST, rank=0, world=1, device=CPU) for part in parts]
 
 
 def recorded(
@@ -307,7 +309,7 @@ def test_the_kl_of_the_reward_is_the_sum_of_log_ratios_of_each_rollout(
 ) -> None:
     reference = model.load(model_directory("qwen2", True), ranks, ModelConfig(logprob_chunk=16))
     sequences = make_sequences([3, 1, 5])
-    micro_batches = batch.share(sequences, budget=9, rank=0, world=1, device=CPU)
+    micro_batches = batch.share(sequences, budget=9, cost=policy.cost, rank=0, world=1, device=CPU)
     found = step.reference_kl(policy, reference, micro_batches, 3, 1.0)
     for sequence in sequences:
         alone = batch.assemble([sequence], CPU)
