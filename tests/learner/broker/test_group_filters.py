@@ -115,6 +115,7 @@ def test_a_pass_rate_is_that_of_all_finished_groups_so_far() -> None:
             if len(passes) >= after and 1000 * sum(passes) >= round(1000 * pass_rate) * len(passes):
                 retired.add(task_id)
             assert retirement.retired == retired
+            assert retired.isdisjoint(retirement.histories)
         assert 0 < len(retired) < 20
 
 
