@@ -181,7 +181,7 @@ def test_a_run_whose_tasks_are_all_retired_ends_and_says_so(end: int | None, sol
         train(stream)
     assert len(stream.retirement.retired) == 4
     assert stream.dry
-    assert stream.exhausted == "all tasks are retired: each was solved in 90% of its rollouts or more"
+    assert stream.exhausted == "all tasks are retired: each was solved in at least 90 % of its rollouts"
 
 
 def test_the_tasks_may_end_before_all_are_retired() -> None:
