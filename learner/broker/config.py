@@ -28,7 +28,7 @@ class TaskConfig:
     epochs: int = option(0, "times a finite source is repeated; 0: without end")
     shuffle: bool = option(True, "shuffle a file's tasks anew each epoch")
     retire_pass_rate: float = option(
-        0.0, "a task whose rollouts reached this pass rate (reward 1) is not leased in later epochs; 0: none retires"
+        0.0, "a task passed (reward above 0.999) in this share of its rollouts is not leased again; 0: none retires"
     )
     retire_after: int = option(16, "rollouts of a task before it may retire")
     params: dict[str, str] = option({}, "reasoning_gym: parameters of the family, as `task.params.min_terms=3`")

@@ -184,8 +184,8 @@ class Stream:
             self._next_task = self._spent.popleft().last + 1  # no range follows at once: there are gaps between them
         group_id, size = self._next_unretired(), self.config.group_size
         if group_id is None:
-            rate = f"{self.retirement.pass_rate:.0%}"
-            self.exhausted = f"all tasks are retired: each was solved in {rate} of its rollouts or more"
+            rate = f"{100 * self.retirement.pass_rate:g} %"
+            self.exhausted = f"all tasks are retired: each was solved in at least {rate} of its rollouts"
             return None
         task = self.tasks.task(group_id)
         if task is None:
@@ -202,7 +202,8 @@ class Stream:
     def _next_unretired(self) -> int | None:
         """The next index whose task is not retired; None when a whole epoch holds none.
 
-        What is passed over is told only with the group that comes of it: a call that grants nothing changes nothing.
+        What is passed over is counted only with the group that comes of it, so that a journal may leave out the calls
+        that granted nothing.
         """
         retired = self.retirement.retired
         if not retired:

@@ -66,11 +66,19 @@ class Versions:
         self, version: int, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float = 1.0
     ) -> np.ndarray:
         """What `version` gives each token after those before it, [T] float32, nats."""
+        logits = self._logits(version, prompt_ids, token_ids) / temperature  # [T, V]
+        return logits.log_softmax(-1).gather(-1, torch.tensor(token_ids)[:, None])[:, 0].numpy()
+
+    def ranks(self, version: int, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> np.ndarray:
+        """How many tokens `version` holds likelier than each, [T] int64."""
+        logits = self._logits(version, prompt_ids, token_ids)  # [T, V]
+        return (logits > logits.gather(-1, torch.tensor(token_ids)[:, None])).sum(-1).numpy()
+
+    def _logits(self, version: int, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> torch.Tensor:
         tokens = torch.tensor([[*prompt_ids, *token_ids]])  # [1, P + T]
         with torch.no_grad():
-            logits = self.truth(version)(tokens).logits[0, len(prompt_ids) - 1 : -1] / temperature  # [T, V]
-        chosen = tokens[0, len(prompt_ids) :, None]
-        return logits.log_softmax(-1).gather(-1, chosen)[:, 0].numpy()
+            logits: torch.Tensor = self.truth(version)(tokens).logits[0, len(prompt_ids) - 1 : -1]  # [T, V]
+        return logits
 
     def greedy(self, version: int, prompt_ids: Sequence[int], tokens: int) -> list[int]:
         """The likeliest continuation, at most `tokens` long, its end included."""

@@ -1,5 +1,6 @@
 """The real vLLM on a tied Llama, KV recomputed at every update, against transformers. fp32, tolerance 1e-4 nats."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,26 @@ from actor_truth import (
 
 from actors.requests import Engine, EngineFailure, ImpossiblePrompt
 
+OWN_SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.3,
+    "top_k": 5,
+    "top_p": 0.5,
+    "min_p": 0.1,
+    "repetition_penalty": 1.5,
+    "max_new_tokens": 3,
+}
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # of vLLM's and torch's own imports
 
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
-    return Versions(tmp_path_factory.mktemp("llama"), "llama", tied=True)
+    """Their model directory asks for a sampling of its own, as many do; no test below may notice."""
+    versions = Versions(tmp_path_factory.mktemp("llama"), "llama", tied=True)
+    path = versions.model_directory / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | OWN_SAMPLING))
+    return versions
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +164,21 @@ def test_logprobs_are_those_after_temperature(engine: Engine, versions: Versions
     truth = versions.logprobs(engine.version, prompt_ids, finished.token_ids.tolist(), temperature=0.6)
     np.testing.assert_allclose(finished.behaviour_logprobs, truth, atol=TOLERANCE)
     assert finished.behaviour_logprobs.dtype == np.float32
+
+
+def test_the_model_directorys_own_sampling_is_not_taken(engine: Engine, versions: Versions) -> None:
+    """Whatever is cut off, or made rarer, makes what is left likelier than the whole distribution says."""
+    prompt_ids = engine.encode("33+59=")
+    assert engine.version is not None
+    for seed in range(16):
+        engine.add(f"{seed}", prompt_ids, seed)
+    ranks = []
+    for finished in finish(engine).values():
+        tokens = finished.token_ids.tolist()
+        truth = versions.logprobs(engine.version, prompt_ids, tokens)
+        np.testing.assert_allclose(finished.behaviour_logprobs, truth, atol=TOLERANCE)
+        ranks += versions.ranks(engine.version, prompt_ids, tokens).tolist()
+    assert max(ranks) >= OWN_SAMPLING["top_k"], "the sampler must reach what the directory's top_k cuts off"
 
 
 def test_a_completion_that_stops_ends_with_eos_and_its_text_does_not(engine: Engine, versions: Versions) -> None:

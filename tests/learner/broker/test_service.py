@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stream_world import NumberedTasks
 
-from learner.broker.config import BrokerRoot, SamplingConfig, StreamConfig, check
+from learner.broker.config import BrokerRoot, SamplingConfig, StreamConfig, TaskConfig, check
 from learner.broker.http import StatusServer
 from learner.broker.service import Broker
+from learner.broker.stream import Tasks
 from protocol.clock import Deadline
 from protocol.messages import (
     BatchRequest,
@@ -28,7 +30,6 @@ from protocol.messages import (
     Refusal,
     Rollout,
     RolloutDone,
-    Task,
     Verdict,
     VerifyDone,
     VerifyJob,
@@ -38,11 +39,6 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.sockets import Dealer, Rejected, Router
-
-
-class EndlessTasks:
-    def task(self, index: int) -> Task | None:
-        return Task(task_id=str(index), prompt="p", reward="format", reference="")
 
 
 class Peer:
@@ -68,12 +64,12 @@ class Peer:
 class Running:
     """A broker in a thread and the peers that joined it."""
 
-    def __init__(self, **stream: Any) -> None:
+    def __init__(self, tasks: Tasks | None = None, task: TaskConfig | None = None, **stream: Any) -> None:
         options = {"group_size": 2, "groups_per_step": 1, "heartbeat_seconds": 0.05, "silence_seconds": 30.0} | stream
         self.router = Router("tcp://127.0.0.1:*")
         self.http = StatusServer("127.0.0.1", 0)
-        config = BrokerRoot(model="m", stream=StreamConfig(**options))
-        self.broker = Broker(config, EndlessTasks(), self.router, self.http)
+        config = BrokerRoot(model="m", task=task or TaskConfig(), stream=StreamConfig(**options))
+        self.broker = Broker(config, tasks or NumberedTasks(), self.router, self.http)
         self.peers: list[Peer] = []
         self.over: Goodbye | None = None
         self.thread = threading.Thread(target=self._run)
@@ -296,6 +292,45 @@ def test_a_run_in_which_every_prompt_is_impossible_ends_with_the_reason() -> Non
         running.close()
 
 
+def test_a_run_in_which_every_task_is_solved_ends_and_shows_what_its_filters_did() -> None:
+    task = TaskConfig(retire_pass_rate=1.0, retire_after=2)
+    running = Running(NumberedTasks(epoch_size=3), task, max_staleness=0, zero_variance="resample", resample_limit=2)
+    try:
+        learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
+        for peer in running.peers:
+            peer.expect(Welcome)
+        learner.send(manifest(0))
+        actor.expect(WeightManifest)
+        verifier.send(VerifyRequest(capacity=4))
+        actor.send(LeaseRequest(capacity=2))
+        for _ in range(3):
+            lease = actor.expect(Lease)
+            for sample in lease.sample_indexes:
+                actor.send(completion(lease, sample, 0))
+                verdict = Verdict(reward=1.0, parts={}, reason="", seconds=0.0)
+                verifier.send(VerifyDone(job_id=verifier.expect(VerifyJob).job_id, verdict=verdict))
+        learner.send(BatchRequest(policy_version=0))
+        batch = learner.expect(GroupBatch)
+        learner.send(manifest(1))
+        actor.expect(WeightManifest)
+        learner.send(Consumed(policy_version=1, group_ids=(batch.groups[0].group_id,)))
+        over = actor.expect(Goodbye)
+        assert over.finished
+        assert "all tasks are retired" in over.reason
+        running.thread.join(5)
+        running.broker._publish_status()
+        stream = json.loads(running.page("/status"))["stream"]
+        assert stream["groups_dropped"] == {"zero_variance": 2}
+        assert (stream["tasks_retired"], stream["resample_limit_reached"], stream["tasks_skipped"]) == (3, 1, 0)
+        metrics = running.page("/metrics").decode()
+        assert 'broker_groups_dropped_total{reason="zero_variance"} 2.0' in metrics
+        assert "broker_resample_limit_reached_total 1.0" in metrics
+        assert "broker_tasks_retired 3.0" in metrics
+        assert "broker_tasks_skipped_total 0.0" in metrics
+    finally:
+        running.close()
+
+
 def test_status_targets_and_metrics_show_who_is_there(running: Running) -> None:
     for role in ("learner", "actor"):
         running.join(role).expect(Welcome)
@@ -317,21 +352,38 @@ def test_status_targets_and_metrics_show_who_is_there(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stream", "sampling", "problem"),
+    ("section", "problem"),
     [
-        ({"group_size": 1}, {}, "stream.group_size=1"),
-        ({"groups_per_step": 0}, {}, "stream.groups_per_step=0"),
-        ({"max_staleness": -1}, {}, "stream.max_staleness=-1"),
-        ({"silence_seconds": 1.0, "heartbeat_seconds": 1.0}, {}, "healthy peers are taken for dead"),
-        ({}, {"temperature": 0.0}, "sampling.temperature=0.0"),
-        ({}, {"top_p": 0.9}, "sampling.top_p=0.9"),
-        ({}, {"max_tokens": 0}, "sampling.max_tokens=0"),
+        (StreamConfig(group_size=1), "stream.group_size=1"),
+        (StreamConfig(groups_per_step=0), "stream.groups_per_step=0"),
+        (StreamConfig(max_staleness=-1), "stream.max_staleness=-1"),
+        (StreamConfig(silence_seconds=1.0, heartbeat_seconds=1.0), "healthy peers are taken for dead"),
+        (StreamConfig(zero_variance="drop"), "stream.zero_variance=drop: must be one of keep, resample"),
+        (StreamConfig(resample_limit=0), "stream.resample_limit=0: must be at least 1"),
+        (SamplingConfig(temperature=0.0), "sampling.temperature=0.0: .* greedy"),
+        (SamplingConfig(temperature=0.001), r"sampling.temperature=0.001: must lie in \[0.01, 2.0\]"),
+        (SamplingConfig(temperature=2.5), "sampling.temperature=2.5: must lie in"),
+        (SamplingConfig(top_p=0.9), "sampling.top_p=0.9"),
+        (SamplingConfig(max_tokens=0), "sampling.max_tokens=0"),
+        (TaskConfig(name="file", retire_pass_rate=1.1), "task.retire_pass_rate=1.1: must lie in"),
+        (TaskConfig(name="file", retire_pass_rate=-0.1), "task.retire_pass_rate=-0.1: must lie in"),
+        (TaskConfig(name="file", retire_after=0), "task.retire_after=0"),
+        (TaskConfig(retire_pass_rate=0.9), "task.retire_pass_rate=0.9: addition is endless"),
     ],
 )
-def test_a_configuration_that_cannot_work_is_refused(stream: Any, sampling: Any, problem: str) -> None:
-    config = BrokerRoot(model="m", stream=StreamConfig(**stream), sampling=SamplingConfig(**sampling))
+def test_a_configuration_that_cannot_work_is_refused(
+    section: StreamConfig | SamplingConfig | TaskConfig, problem: str
+) -> None:
+    names = {StreamConfig: "stream", SamplingConfig: "sampling", TaskConfig: "task"}
     with pytest.raises(ValueError, match=problem):
-        check(config)
+        check(BrokerRoot(model="m", **{names[type(section)]: section}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "task", [TaskConfig(), *(TaskConfig(name=name, size=5, retire_pass_rate=0.9) for name in ("addition", "file"))]
+)
+def test_a_configuration_that_can_work_is_taken(task: TaskConfig) -> None:
+    check(BrokerRoot(model="m", task=task, stream=StreamConfig(zero_variance="resample", resample_limit=1)))
 
 
 def test_rejected_messages_name_their_peer() -> None:

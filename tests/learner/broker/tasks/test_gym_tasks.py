@@ -57,6 +57,8 @@ def test_any_index_may_be_asked_for_and_epochs_end() -> None:
     assert len({task.prompt for task in forwards if task}) > 15
     assert [tasks.task(index) for index in reversed(range(40))] == forwards[::-1]
     assert tasks.task(40) is None
+    assert [tasks.task_id(index) for index in range(41)] == [*(task.task_id for task in forwards if task), None]
+    assert tasks.epoch_size == 20
 
 
 def test_seeds_share_no_stretch_of_entries() -> None:

@@ -94,6 +94,18 @@ def test_each_epoch_holds_every_task_once_in_a_new_order(tmp_path: Path) -> None
     assert tasks.task(3) == epochs[0][3]
 
 
+def test_a_tasks_id_is_told_without_the_task(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", *(GOOD | {"reference": str(number)} for number in range(7)))
+    endless = open_tasks(config(), 0)
+    assert endless.epoch_size == 0
+    for tasks in (open_tasks(config(name="file", files=[path], epochs=2), 0), open_tasks(config(size=7, epochs=2), 0)):
+        assert tasks.epoch_size == 7
+        for index in range(16):
+            task = tasks.task(index)
+            assert tasks.task_id(index) == (task.task_id if task else None)
+    assert endless.task_id(99) is not None
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
