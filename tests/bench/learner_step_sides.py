@@ -22,14 +22,15 @@ from transformers import AutoModelForCausalLM
 
 from learner import batch, distributed, model, optimizer
 from learner.batch import TrainingSequence
-from learner.config import LossConfig, OptimizerConfig
+from learner.config import OptimizerConfig
 from learner.linear import linear
+from learner.loss.config import LossConfig
 from learner.model import Policy
 from learner.optimizer import Optimizer
 from learner.step import train_step
 from tests.bench.workers import serve
 
-LOSS = LossConfig(name="ppo_clip", proximal="behaviour", correction="none")
+LOSS = LossConfig(name="ppo_clip", proximal="behaviour", corrections=[])
 OPTIMIZER = OptimizerConfig(lr=1e-6, warmup_steps=0)
 CHUNK = 1024  # the learner's default
 SPREAD = 0.6  # of the logarithm of lognormal lengths
@@ -81,6 +82,7 @@ def drawn_sequences(setup: Setup) -> list[TrainingSequence]:
             advantage=float(random.normal()),
             token_weight=1.0 / trained,
             index=index,
+            group=index,
         )
         for index, (prompt, total) in enumerate(zip(prompts, whole, strict=True))
     ]
@@ -99,7 +101,7 @@ class Ours:
 
     def step(self) -> tuple[float, float]:
         micro_batches = batch.share(self.sequences, budget=self.budget, rank=0, world=1, device=self.ranks.device)
-        result = train_step(self.policy, self.optimizer, micro_batches, LOSS, temperature=1.0)
+        result = train_step(self.policy, self.optimizer, [micro_batches], LOSS, temperature=1.0)
         return result.loss, result.grad_norm
 
 
