@@ -65,11 +65,16 @@ def useful_operations(config: Mapping[str, int], lengths: Sequence[int], complet
     return 6 * (layers * layer * sum(lengths) + hidden * config["vocab_size"] * completion_tokens + attention)
 
 
-def write_model(directory: Path, config: Mapping[str, Any], dtype: str) -> None:
-    """A checkpoint with random weights."""
-    described = AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k != "model_type"})
+def write_model(directory: Path, config: Mapping[str, Any], device: str) -> None:
+    """A checkpoint with random weights, in bfloat16 if it is for a GPU."""
+    options = {name: value for name, value in config.items() if name != "model_type"}
+    described = AutoConfig.for_model(config["model_type"], **options)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(described, dtype=dtype).save_pretrained(directory)
+    with torch.device(device):
+        network = AutoModelForCausalLM.from_config(
+            described, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+        )
+    network.save_pretrained(directory)
 
 
 def measure(setup: Setup, options: argparse.Namespace) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def main() -> None:
     content: dict[str, Any] = {"machine": platform.platform(), "processor": platform.processor(), "results": []}
     for name in options.model.split(","):
         with tempfile.TemporaryDirectory() as checkpoint:
-            write_model(Path(checkpoint), MODELS[name], "bfloat16" if options.device == "cuda" else "float32")
+            write_model(Path(checkpoint), MODELS[name], options.device)
             for lengths in options.lengths.split(","):
                 setup = Setup(
                     checkpoint=checkpoint,

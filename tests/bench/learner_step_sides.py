@@ -17,12 +17,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from learner import batch, distributed, model, optimizer
 from learner.batch import TrainingSequence
 from learner.config import OptimizerConfig
+from learner.distributed import Ranks
 from learner.linear import linear
 from learner.loss.config import LossConfig
 from learner.model import Policy
@@ -91,8 +93,8 @@ def drawn_sequences(setup: Setup) -> list[TrainingSequence]:
 class Ours:
     """The learner's own: micro-batches by token budget, no logits that nobody asked for, FSDP2 of one rank."""
 
-    def __init__(self, setup: Setup, sequences: Sequence[TrainingSequence]) -> None:
-        self.ranks = distributed.start(setup.device, wait_seconds=600)
+    def __init__(self, setup: Setup, sequences: Sequence[TrainingSequence], ranks: Ranks) -> None:
+        self.ranks = ranks
         dtype = "bfloat16" if setup.device == "cuda" else "float32"
         self.policy = model.load(Path(setup.checkpoint), self.ranks, param_dtype=dtype, chunk=CHUNK)
         prepare(self.policy.network, setup)
@@ -170,7 +172,12 @@ class Bench:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.device = torch.device(setup.device)
-        self.side: Side = (Ours if setup.side == "ours" else Plain)(setup, drawn_sequences(setup))
+        sequences = drawn_sequences(setup)
+        self.side: Side
+        if setup.side == "ours":
+            self.side = Ours(setup, sequences, distributed.start(setup.device, wait_seconds=600))
+        else:
+            self.side = Plain(setup, sequences)
         self.resting = reset_peak_memory(self.device)
 
     def answer(self, question: str) -> Any:
@@ -269,6 +276,7 @@ class Bench:
                 "calls": each.count,
             }
             for each in profiled.key_averages()
+            if on_cpu or each.device_type == DeviceType.CUDA
         ]
         return sorted(found, key=lambda each: -each["seconds"])[:SHOWN]
 
