@@ -50,7 +50,7 @@ def main(tree: DictConfig) -> None:
 def run(config: LearnerRoot, ranks: Ranks) -> None:
     """Load the policy, then train; rank 0 holds the line to the broker."""
     settings = config.learner
-    policy = model.load(Path(config.model), ranks, param_dtype=settings.param_dtype, chunk=settings.logprob_chunk)
+    policy = model.load(Path(config.model), ranks, config.policy)
     steps = optimizer.build(policy, config.optimizer)
     reference = load_reference(config, ranks)
     if not ranks.first:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from learner.loss.config import LossConfig, check_loss
+from learner.model_config import ModelConfig, check_model
 from protocol.options import option
 
 
@@ -41,11 +42,7 @@ class LearnerConfig:
     target_window: int = option(4, "steps over which `target_reward` is averaged")
     ranks: int = option(1, "FSDP2 ranks that the local launcher starts (torchrun sets it otherwise)")
     device: str = option("auto", "`auto`, `cpu` or `cuda`")
-    param_dtype: str = option(
-        "float32", "compute dtype of FSDP2 mixed precision: `float32` or `bfloat16`; masters are float32"
-    )
     tokens_per_micro_batch: int = option(16384, "padded tokens (prompt and completion) of one forward pass on one rank")
-    logprob_chunk: int = option(1024, "completion tokens whose logits exist at the same time")
     publish_dtype: str = option("", "dtype of published weights; empty: as in the master weights")
     versions_kept: int = option(3, "weight versions served to actors at the same time")
     batch_wait_seconds: float = option(
@@ -64,6 +61,7 @@ class LearnerRoot:
     model: str = option(MISSING, "HF checkpoint directory to train from")
     run: RunConfig = field(default_factory=RunConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    policy: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -73,12 +71,11 @@ def check(config: LearnerRoot) -> None:
     learner = config.learner
     for key, value, allowed in (
         ("learner.device", learner.device, ("auto", "cpu", "cuda")),
-        ("learner.param_dtype", learner.param_dtype, ("float32", "bfloat16")),
         ("learner.publish_dtype", learner.publish_dtype, ("", "float32", "bfloat16", "float16")),
     ):
         if value not in allowed:
             raise ValueError(f"{key}={value}: must be one of {', '.join(filter(None, allowed))}")
-    for name in ("steps", "target_window", "ranks", "tokens_per_micro_batch", "logprob_chunk", "versions_kept"):
+    for name in ("steps", "target_window", "ranks", "tokens_per_micro_batch", "versions_kept"):
         if getattr(learner, name) < 1:
             raise ValueError(f"learner.{name}={getattr(learner, name)}: must be at least 1")
     for name in ("samples_per_step", "threads"):
@@ -87,6 +84,7 @@ def check(config: LearnerRoot) -> None:
     if not learner.batch_wait_seconds > 0:
         raise ValueError(f"learner.batch_wait_seconds={learner.batch_wait_seconds}: must be above 0")
     check_loss(config.loss)
+    check_model(config.policy, learner.device)
     check_optimizer(config.optimizer)
 
 

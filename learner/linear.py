@@ -1,7 +1,8 @@
 """The linear layer, by the faster of torch's two CPU libraries.
 
 torch multiplies float32 matrices on the CPU by MKL, which uses half of what an AMD core can do; its oneDNN kernels use
-all of it, so that a training step takes a quarter less. Elsewhere, and in other dtypes, this is torch's own linear.
+all of it, so that a training step takes a quarter less. Elsewhere, in other dtypes, and in compiled code, whose
+compiler cannot place that kernel between operations of its own, this is torch's own linear.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ HERE = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """inputs [..., I] · weight [O, I]ᵀ + bias [O], as [..., O]."""
     fits = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.dim() > 1 and inputs.numel() > 0
-    if not (HERE and fits):
+    if not (HERE and fits) or torch.compiler.is_compiling():
         return nn.functional.linear(inputs, weight, bias)
     product: torch.Tensor = _Product.apply(inputs, weight)  # type: ignore[no-untyped-call]
     return product if bias is None else product + bias

@@ -3,19 +3,23 @@
 Legend: B rows, L padded length, N completion tokens of all rows.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from learner import lora
 from learner.batch import MicroBatch
 from learner.distributed import Ranks
 from learner.linear import speed_up
 from learner.logprobs import chunked_logprobs
+from learner.model_config import ModelConfig, check_model
+
+log = logging.getLogger("learner")
 
 
 class Policy(nn.Module):
@@ -41,32 +45,56 @@ class Policy(nn.Module):
         )
 
 
-def load(directory: Path, ranks: Ranks, *, param_dtype: str, chunk: int) -> Policy:
-    """Load an HF checkpoint and shard it. Master weights are float32; compute runs in `param_dtype`.
+def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
+    """Load an HF checkpoint and shard it. Master weights are float32; compute runs in `config.param_dtype`.
 
-    Raises `ValueError` when the directory does not hold a whole causal language model.
+    Raises `ValueError` when the directory does not hold a whole causal language model, or an option cannot work here.
     """
+    check_model(config, ranks.device.type)
     if not (directory / "config.json").is_file():
         raise ValueError(f"model={directory}: must be a directory with an HF checkpoint, but has no config.json")
     try:
+        described = AutoConfig.from_pretrained(directory, local_files_only=True)
+        if config.activation_checkpointing:
+            still(described.get_text_config())
         network, loading = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            directory, config=described, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
+    if config.lora_rank:
+        lora.add_adapters(network, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
     speed_up(network)
-    return shard(Policy(network, chunk=chunk).to(ranks.device), ranks, param_dtype=param_dtype)
+    return shard(Policy(network, chunk=config.logprob_chunk), ranks, config)
 
 
-def shard(policy: Policy, ranks: Ranks, *, param_dtype: str) -> Policy:
+def still(described: PretrainedConfig) -> None:
+    """Turn off what makes a network random while it trains: its log-probabilities would not be the sampler's."""
+    for name, value in described.to_dict().items():
+        if ("drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
+            log.info("%s=%g of the checkpoint is set to 0 while it trains", name, value)
+            setattr(described, name, 0.0)
+
+
+def shard(policy: Policy, ranks: Ranks, config: ModelConfig) -> Policy:
     """Shard each decoder layer, then the rest, over the ranks; gradients are summed, not averaged, over them."""
-    precision = MixedPrecisionPolicy(param_dtype=getattr(torch, param_dtype), reduce_dtype=torch.float32)
-    for layer in policy.network.base_model.layers:
-        fully_shard(layer, mesh=ranks.mesh, mp_policy=precision)
-    fully_shard(policy, mesh=ranks.mesh, mp_policy=precision, reshard_after_forward=False)
+    network = policy.network
+    if config.activation_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.train()  # in evaluation transformers keeps every activation
+    inner = MixedPrecisionPolicy(param_dtype=getattr(torch, config.param_dtype), reduce_dtype=torch.float32)
+    outer = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32) if config.fp32_head else inner
+    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+    for layer in network.base_model.layers:
+        if config.compile:
+            layer.compile(dynamic=True)
+        fully_shard(
+            layer, mesh=ranks.mesh, mp_policy=inner, offload_policy=offload, reshard_after_forward=config.reshard
+        )
+    fully_shard(policy, mesh=ranks.mesh, mp_policy=outer, offload_policy=offload, reshard_after_forward=False)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # the loss is normalised globally already
@@ -75,7 +103,8 @@ def shard(policy: Policy, ranks: Ranks, *, param_dtype: str) -> Policy:
 
 
 def full_state(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer whole, by its HF name, `lm_head.weight` also when tied. Collective over the ranks."""
-    for name, tensor in policy.network.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        yield name, whole.detach()
+    """Every parameter and buffer whole, by its HF name, `lm_head.weight` also when tied. Collective over the ranks.
+
+    LoRA adapters are part of the weights beside which they stand; the weights that are trained do not change by this.
+    """
+    return lora.merged(policy.network)

@@ -67,7 +67,7 @@ class Optimizer:
 
 
 def build(policy: Policy, config: OptimizerConfig, *, decay_steps: int = 0) -> Optimizer:
-    """AdamW over the trainable parameters of `policy`; its rate falls linearly to 0 over `decay_steps`, unless 0."""
+    """AdamW over what `policy` trains; its rate falls linearly to 0 over `decay_steps`, or stays if that is 0."""
     inner = torch.optim.AdamW(
         [parameter for parameter in policy.parameters() if parameter.requires_grad],
         lr=config.lr,

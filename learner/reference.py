@@ -15,9 +15,8 @@ def load_reference(config: LearnerRoot, ranks: Ranks) -> Policy | None:
     if not config.loss.kl_coefficient:
         return None
     directory = Path(config.loss.kl_reference or config.model)
-    settings = config.learner
     try:
-        reference = load(directory, ranks, param_dtype=settings.param_dtype, chunk=settings.logprob_chunk)
+        reference = load(directory, ranks, config.policy)
     except ValueError as error:
         raise ValueError(f"the reference policy of the KL term (loss.kl_reference): {error}") from None
     return reference.requires_grad_(False)

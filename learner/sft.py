@@ -71,7 +71,7 @@ def run(config: SftRoot) -> None:
         tiny.build(source, architecture=sft.architecture, hidden_size=sft.hidden_size, layers=sft.layers, seed=sft.seed)
     torch.distributed.barrier()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    policy = model.load(source, ranks, param_dtype="float32", chunk=sft.logprob_chunk)
+    policy = model.load(source, ranks, config.policy)
     examples = file_examples(Path(sft.data), sft.seed) if sft.data else addition_examples(sft)
     steps = optimizer.build(policy, config.optimizer, decay_steps=sft.steps)
     train(policy, steps, examples, tokenizer, sft, ranks)

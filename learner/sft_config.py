@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from learner.config import OptimizerConfig, check_optimizer
+from learner.model_config import ModelConfig, check_model
 from protocol.options import option
 
 
@@ -22,7 +23,6 @@ class SftConfig:
     steps: int = option(350, "optimizer steps; the learning rate falls linearly to 0 over them")
     batch_size: int = option(64, "sequences a step")
     tokens_per_micro_batch: int = option(8192, "padded tokens of one forward pass on one rank")
-    logprob_chunk: int = option(4096, "completion tokens whose logits exist at the same time")
     device: str = option("auto", "`auto`, `cpu` or `cuda`")
     threads: int = option(0, "torch threads; 0: torch decides")
     seed: int = option(0, "seed of weights and data order")
@@ -35,13 +35,14 @@ class SftRoot:
     """All that `python -m learner.sft` reads."""
 
     sft: SftConfig = field(default_factory=SftConfig)
+    policy: ModelConfig = field(default_factory=lambda: ModelConfig(logprob_chunk=4096))
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-3, warmup_steps=20))
 
 
 def check(config: SftRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
     sft = config.sft
-    for name in ("steps", "batch_size", "tokens_per_micro_batch", "logprob_chunk", "digits", "layers", "log_every"):
+    for name in ("steps", "batch_size", "tokens_per_micro_batch", "digits", "layers", "log_every"):
         if getattr(sft, name) < 1:
             raise ValueError(f"sft.{name}={getattr(sft, name)}: must be at least 1")
     if sft.hidden_size < 32 or sft.hidden_size % 32:
@@ -52,4 +53,5 @@ def check(config: SftRoot) -> None:
         raise ValueError(f"sft.faulty={sft.faulty}: is a share, must be between 0 and 1")
     if sft.model and not (Path(sft.model) / "config.json").is_file():
         raise ValueError(f"sft.model={sft.model}: must be a directory with an HF checkpoint, but has no config.json")
+    check_model(config.policy, sft.device)
     check_optimizer(config.optimizer)

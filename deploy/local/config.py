@@ -1,8 +1,8 @@
 """One tree of options for a whole run: the union of what the roles read, and the launcher's own.
 
 A section that two roles read is one section here (`run`, `model`), so that they cannot disagree. `projection` gives
-each role the part that it reads. Supervised training has an optimizer of its own, which is `sft_optimizer` here and
-`optimizer` for the role.
+each role the part that it reads. Supervised training has an optimizer and a policy section of its own, which are
+`sft_optimizer` and `sft_policy` here and `optimizer` and `policy` for the role.
 """
 
 import re
@@ -39,7 +39,10 @@ CHECKS: Mapping[str, Callable[[Any], None]] = {
     "verifier": verifier.config.check,
     "sft": learner.sft_config.check,
 }
-RENAMED = {("sft", "optimizer"): "sft_optimizer"}  # (role, its section) → the section of this tree
+RENAMED = {  # (role, its section) → the section of this tree
+    ("sft", "optimizer"): "sft_optimizer",
+    ("sft", "policy"): "sft_policy",
+}
 PLACEMENTS = ("auto", "none")
 VIEWS = ("auto", "rich", "plain", "none")
 

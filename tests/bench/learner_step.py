@@ -6,7 +6,8 @@
 Both sides train the same random weights on the same sequences by the same loss (`learner_step_sides`), each in a fresh
 process of its own. On the CPU they take turns, so that a noisy machine treats them alike; a GPU they have one after the
 other, whole. Nothing is downloaded. MFU counts the arithmetic that the step needs, not what is padded or recomputed,
-against the fastest float32 product measured here in the same run, or the dense bf16 peak that NVIDIA states.
+against the fastest float32 product measured here in the same run (both in seconds of the processor, which others on the
+machine disturb least), or the dense bf16 peak that NVIDIA states.
 """
 
 import argparse
@@ -103,17 +104,21 @@ def measure(setup: Setup, options: argparse.Namespace) -> dict[str, Any]:
     return said
 
 
-def figures(said: Mapping[str, Any], lengths: Sequence[int], completion: int, operations: float, peak: float) -> Any:
+def figures(
+    said: Mapping[str, Any], lengths: Sequence[int], completion: int, operations: int, peak: float, on_gpu: bool
+) -> dict[str, float]:
     """The figures of one side; times are medians."""
-    seconds = statistics.median(step["seconds"] for step in said["steps"])
+    seconds, busy = (
+        statistics.median(step[name] for step in said["steps"]) for name in ("seconds", "processor_seconds")
+    )
     return {
         "seconds": seconds,
-        "processor seconds": statistics.median(step["processor_seconds"] for step in said["steps"]),
+        "processor seconds": busy,
         "completion tokens/s": completion / seconds,
         "all tokens/s": sum(lengths) / seconds,
         "peak memory, MiB": said["memory"]["peak"] / 2**20,
         "above the loaded model, MiB": (said["memory"]["peak"] - said["memory"]["resting"]) / 2**20,
-        "MFU, %": 100 * operations / seconds / peak,
+        "MFU, %": 100 * operations / (seconds if on_gpu else busy) / peak,
         "loss of the first step": said["first"]["loss"],
         "gradient norm of it": said["first"]["grad_norm"],
     }
@@ -126,9 +131,10 @@ def compare(name: str, setup: Setup, options: argparse.Namespace) -> dict[str, A
     completion = sum(len(sequence.token_ids) for sequence in sequences)
     said = measure(setup, options)
     product = max(each["product"] for each in said.values())
-    peak = H200_BF16 if setup.device == "cuda" else product
+    on_gpu = setup.device == "cuda"
+    peak = H200_BF16 if on_gpu else product
     operations = useful_operations(MODELS[name], lengths, completion)
-    found = {side: figures(each, lengths, completion, operations, peak) for side, each in said.items()}
+    found = {side: figures(each, lengths, completion, operations, peak, on_gpu) for side, each in said.items()}
     print(
         f"\n{name}, {setup.lengths} lengths: {len(lengths)} sequences of {min(lengths)} to {max(lengths)} tokens, "
         f"{sum(lengths)} in all, {completion} of completions; {operations / 1e9:.0f} GFLOP a step, "

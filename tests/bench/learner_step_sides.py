@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
@@ -28,13 +27,13 @@ from learner.distributed import Ranks
 from learner.linear import linear
 from learner.loss.config import LossConfig
 from learner.model import Policy
+from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
 from learner.step import train_step
 from tests.bench.workers import serve
 
 LOSS = LossConfig(name="ppo_clip", proximal="behaviour", corrections=[])
 OPTIMIZER = OptimizerConfig(lr=1e-6, warmup_steps=0)
-CHUNK = 1024  # the learner's default
 SPREAD = 0.6  # of the logarithm of lognormal lengths
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # edge of the matrices whose product gives the peak
 SHOWN = 25  # operators of a profile
@@ -95,9 +94,11 @@ class Ours:
 
     def __init__(self, setup: Setup, sequences: Sequence[TrainingSequence], ranks: Ranks) -> None:
         self.ranks = ranks
-        dtype = "bfloat16" if setup.device == "cuda" else "float32"
-        self.policy = model.load(Path(setup.checkpoint), self.ranks, param_dtype=dtype, chunk=CHUNK)
-        prepare(self.policy.network, setup)
+        config = ModelConfig(
+            param_dtype="bfloat16" if setup.device == "cuda" else "float32",
+            activation_checkpointing=setup.checkpointing,
+        )
+        self.policy = model.load(Path(setup.checkpoint), self.ranks, config)
         self.optimizer = optimizer.build(self.policy, OPTIMIZER)
         self.sequences, self.budget = sequences, setup.budget
 
@@ -113,7 +114,9 @@ class Plain:
     def __init__(self, setup: Setup, sequences: Sequence[TrainingSequence]) -> None:
         self.device = torch.device(setup.device)
         self.network = AutoModelForCausalLM.from_pretrained(setup.checkpoint, dtype=torch.float32).to(self.device)
-        prepare(self.network, setup)
+        self.network.train()  # in evaluation transformers keeps every activation
+        if setup.checkpointing:
+            self.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=OPTIMIZER.lr,
@@ -157,13 +160,6 @@ class Plain:
         loss = -torch.where(loss_mask[:, 1:], value, torch.zeros_like(value)).sum() * part[0].token_weight
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
-
-
-def prepare(network: Any, setup: Setup) -> None:
-    """Training mode, where transformers computes activations again if asked to; nothing here drops out."""
-    network.train()
-    if setup.checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 class Bench:
@@ -246,8 +242,11 @@ class Bench:
         return clock | {"loss and statistics": seconds - sum(clock.values())}
 
     def product(self) -> float:
-        """Operations a second of the fastest square matrix product: float32 on the CPU, bfloat16 on a GPU."""
+        """Operations a second of the fastest square product: bfloat16 on a GPU; float32 on the CPU, where seconds are
+        those of the processor.
+        """
         edge, on_cpu = PRODUCT[self.device.type], self.device.type == "cpu"
+        clock = time.process_time if on_cpu else time.perf_counter
         left, right = (
             torch.randn(edge, edge, device=self.device, dtype=torch.float32 if on_cpu else torch.bfloat16)
             for _ in range(2)
@@ -257,10 +256,10 @@ class Bench:
             for multiply in (linear, torch.matmul):
                 for _ in range(PEAK_TRIES):
                     self._wait()
-                    began = time.perf_counter()
+                    began = clock()
                     multiply(left, right)
                     self._wait()
-                    best = min(best, time.perf_counter() - began)
+                    best = min(best, clock() - began)
         return 2 * edge**3 / best
 
     def operators(self) -> list[dict[str, Any]]:
@@ -276,7 +275,7 @@ class Bench:
                 "calls": each.count,
             }
             for each in profiled.key_averages()
-            if on_cpu or each.device_type == DeviceType.CUDA
+            if on_cpu or each.device_type == torch._C._autograd.DeviceType.CUDA
         ]
         return sorted(found, key=lambda each: -each["seconds"])[:SHOWN]
 

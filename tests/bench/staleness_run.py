@@ -23,12 +23,13 @@ from transformers import AutoTokenizer
 from learner import addition, batch, distributed, model, optimizer
 from learner.broker.config import TaskConfig
 from learner.broker.tasks import open_tasks
-from learner.config import LearnerConfig, OptimizerConfig
+from learner.config import OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.evaluation import held_out_problems
 from learner.loss.config import LossConfig
 from learner.model import full_state
+from learner.model_config import ModelConfig
 from learner.step import train_step
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, ScoredRollout, StreamStats, Task, Verdict, VersionSpan
 from tests.bench.llama_sampler import Completion, LlamaSampler
@@ -145,8 +146,8 @@ class Actor:
 
 def train(run: Run, checkpoint: Path, ranks: Ranks) -> dict[str, Any]:
     """The run from `checkpoint` to its last step: what each step was, and what came of it."""
-    settings, loss = LearnerConfig(), LossConfig(**run.loss)
-    policy = model.load(checkpoint, ranks, param_dtype=settings.param_dtype, chunk=settings.logprob_chunk)
+    loss = LossConfig(**run.loss)
+    policy = model.load(checkpoint, ranks, ModelConfig())
     steps = optimizer.build(policy, OptimizerConfig(lr=run.lr, warmup_steps=run.warmup_steps))
     actor = Actor(checkpoint, policy.network.config, run)
     held: deque[dict[str, torch.Tensor]] = deque(maxlen=run.staleness + 1)  # the last of so many versions

@@ -65,6 +65,12 @@ def test_the_two_optimizers_do_not_mix() -> None:
     assert projection(whole, "sft")["optimizer"]["lr"] == 0.25
 
 
+def test_the_two_policy_sections_do_not_mix() -> None:
+    whole = tree("experiment=quickstart", "policy.lora_rank=4")
+    assert projection(whole, "learner")["policy"]["lora_rank"] == 4
+    assert projection(whole, "sft")["policy"]["lora_rank"] == 0
+
+
 def test_the_cold_start_belongs_to_the_run() -> None:
     whole = tree("experiment=quickstart", "run.name=mine", "run.seed=5")
     sft = read_back("sft", layout.role_config_text(whole, "sft")).sft
@@ -95,10 +101,12 @@ def test_only_the_broker_gets_the_metrics_port() -> None:
         (["actors=-1"], "actors=-1: must be 0 (they join by hand) or more"),
         (["end_seconds=0"], "end_seconds=0.0: must be more than 0 seconds"),
         (["stream.group_size=1"], "stream.group_size=1: a group-relative advantage needs at least 2 rollouts"),
-        (["loss.name=dpo"], "loss.name=dpo: must be one of ppo_clip, cispo"),
+        (["loss.name=dpo"], "loss.name=dpo: must be one of ppo_clip, decoupled_ppo"),
         (["engine.dtype=int3"], "engine.dtype=int3: must be one of"),
         (["verifier.workers=0"], "verifier.workers=0: must be at least 1"),
         (["sft_optimizer.lr=0"], "sft_optimizer.lr=0.0: must be above 0"),
+        (["policy.lora_rank=-1"], "policy.lora_rank=-1: must be 0 (no adapters) or more"),
+        (["sft_policy.param_dtype=int4"], "sft_policy.param_dtype=int4: must be one of"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(overrides: list[str], sentence: str) -> None:

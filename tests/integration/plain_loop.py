@@ -26,6 +26,7 @@ from learner.config import LossConfig, OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.model import full_state
+from learner.model_config import ModelConfig
 from learner.step import train_step
 from learner.weights import seal, snapshot
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, Sampling, ScoredRollout, StreamStats, Task, Verdict
@@ -99,7 +100,7 @@ def main(model: Path, out: Path) -> None:
     engine = VllmEngine(str(model), EngineConfig(max_num_seqs=16), SAMPLING, kv_on_update="recompute")
     # vLLM has made the process group of this process already
     ranks = Ranks(0, 1, torch.device("cpu"), init_device_mesh("cpu", (1,)))
-    policy = models.load(model, ranks, param_dtype="float32", chunk=1024)
+    policy = models.load(model, ranks, ModelConfig(logprob_chunk=1024))
     steps = optimizer.build(policy, OptimizerConfig(lr=LR, eps=EPS))
     tasks = open_tasks(TaskConfig(digits=1), SEED)
     rows: list[dict[str, Any]] = []

@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner import checkpoint, model
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
+from learner.model_config import ModelConfig
 
 Build = Callable[[str, bool], Path]
 
 
 def changed_policy(directory: Path, ranks: Ranks) -> Policy:
     """A policy that differs from the checkpoint in `directory`."""
-    policy = model.load(directory, ranks, param_dtype="float32", chunk=8)
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=8))
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -53,7 +54,7 @@ def test_transformers_loads_a_checkpoint_with_equal_logits(
 def saved(ranks: Ranks, model_directory: Build, tmp_path: Path) -> tuple[Path, Policy, Path]:
     """A saved checkpoint, its policy, and the model it came from."""
     source = model_directory("llama", True)
-    policy = model.load(source, ranks, param_dtype="float32", chunk=8)
+    policy = model.load(source, ranks, ModelConfig(logprob_chunk=8))
     checkpoint.save(tmp_path / "checkpoint", full_state(policy), policy.network.config, source)
     return tmp_path / "checkpoint", policy, source
 

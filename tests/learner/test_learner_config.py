@@ -22,14 +22,16 @@ REFUSED = {
     "learner.target_window": (0, "at least 1"),
     "learner.ranks": (0, "at least 1"),
     "learner.device": ("tpu", "must be one of auto, cpu, cuda"),
-    "learner.param_dtype": ("float16", "must be one of float32, bfloat16"),
     "learner.publish_dtype": ("int8", "must be one of float32, bfloat16, float16"),
     "learner.tokens_per_micro_batch": (0, "at least 1"),
-    "learner.logprob_chunk": (0, "at least 1"),
     "learner.versions_kept": (0, "at least 1"),
     "learner.batch_wait_seconds": (0.0, "above 0"),
     "learner.samples_per_step": (-1, "not be below 0"),
     "learner.threads": (-1, "not be below 0"),
+    "policy.param_dtype": ("float16", "must be one of float32, bfloat16"),
+    "policy.logprob_chunk": (0, "at least 1"),
+    "policy.lora_rank": (-1, "0 (no adapters) or more"),
+    "policy.lora_alpha": (0.0, "above 0"),
     "optimizer.lr": (0.0, "above 0"),
     "optimizer.eps": (0.0, "above 0"),
     "optimizer.max_grad_norm": (0.0, "above 0"),
@@ -57,6 +59,31 @@ def test_an_option_that_cannot_work_is_refused_with_its_name_its_value_and_the_c
     with pytest.raises(ValueError, match=f"^{key}={value}: ") as refusal:
         check(with_option(key, value))
     assert cure in str(refusal.value)
+
+
+def test_offload_to_the_cpu_is_refused_for_a_learner_on_the_cpu() -> None:
+    config = with_option("policy.cpu_offload", True)
+    check(config)  # where the device is still open
+    config.learner.device = "cpu"
+    with pytest.raises(ValueError, match=r"policy\.cpu_offload=true on the device cpu: .* use cpu_offload=false"):
+        check(config)
+
+
+def test_compiling_is_refused_where_the_environment_turns_the_compiler_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    config = with_option("policy.compile", True)
+    check(config)
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(ValueError, match=r"policy\.compile=true with TORCHDYNAMO_DISABLE=1 .*: unset it or use"):
+        check(config)
+
+
+def test_adapters_without_a_layer_are_refused() -> None:
+    config = with_option("policy.lora_targets", [])
+    check(config)  # no adapters are asked for
+    config.policy.lora_rank = 4
+    with pytest.raises(ValueError, match=r"policy\.lora_targets=\[\]: .*use policy\.lora_targets=\[all-linear\]"):
+        check(config)
 
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "loss.tis_cap", "loss.clip_low", "learner.batch_wait_seconds"])
@@ -90,6 +117,13 @@ def test_the_cold_start_refuses_what_cannot_work(name: str, value: Any, cure: st
     sft_config.check(config)
     setattr(config.sft, name, value)
     with pytest.raises(ValueError, match=f"^sft.{name}={value}: .*{cure}"):
+        sft_config.check(config)
+
+
+def test_the_cold_start_refuses_a_policy_that_cannot_work() -> None:
+    config = sft_config.SftRoot()
+    config.policy.logprob_chunk = 0
+    with pytest.raises(ValueError, match=r"policy\.logprob_chunk=0: must be at least 1"):
         sft_config.check(config)
 
 

@@ -11,13 +11,14 @@ from learner import model, optimizer
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
+from learner.model_config import ModelConfig
 
 Build = Callable[[str, bool], Path]
 
 
 @pytest.fixture
 def policy(ranks: Ranks, model_directory: Build) -> Policy:
-    return model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16)
+    return model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16))
 
 
 def give_gradients(policy: Policy, value: float) -> None:

@@ -11,6 +11,7 @@ from learner.batch import TrainingSequence
 from learner.config import LearnerRoot, LossConfig, OptimizerConfig
 from learner.distributed import Ranks
 from learner.model import full_state
+from learner.model_config import ModelConfig
 from learner.reference import load_reference, replace
 from learner.step import train_step
 
@@ -37,7 +38,7 @@ def test_the_policy_moves_and_the_reference_stays_until_it_is_replaced(
 ) -> None:
     directory = model_directory("llama", tied)
     config = config_of(directory, kl_coefficient=0.1)
-    policy, reference = model.load(directory, ranks, param_dtype="float32", chunk=16), load_reference(config, ranks)
+    policy, reference = model.load(directory, ranks, ModelConfig(logprob_chunk=16)), load_reference(config, ranks)
     assert reference is not None
     first = {name: tensor.clone() for name, tensor in full_state(reference)}
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-2, warmup_steps=0))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner import addition, model, optimizer, sft
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
+from learner.model_config import ModelConfig
 from learner.sft import Example
 from learner.sft_config import SftConfig
 
@@ -116,7 +117,7 @@ def test_the_first_loss_is_the_cross_entropy_of_transformers_and_thirty_steps_lo
     directory = model_directory("llama", True)
     config = SftConfig(out=str(tmp_path), steps=30, batch_size=16, tokens_per_micro_batch=200, log_every=1)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    policy = model.load(directory, ranks, param_dtype="float32", chunk=64)
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=64))
     steps = optimizer.build(policy, OptimizerConfig(lr=3e-3, warmup_steps=0))
     (tmp_path / "sft_metrics.jsonl").write_text("of a run before\n")
     sft.train(policy, steps, sft.addition_examples(config), tokenizer, config, ranks)
@@ -139,7 +140,7 @@ def test_a_loss_that_explodes_ends_the_cold_start_with_a_cure(
     ranks: Ranks, model_directory: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = model_directory("llama", True)
-    policy = model.load(directory, ranks, param_dtype="float32", chunk=64)
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=64))
     whole = model.chunked_logprobs
 
     def exploding(*inputs: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from learner.config import LossConfig, OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.model import Policy, full_state
+from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer, Outcome
 from learner.step import StepResult, train_step
 from protocol.messages import GroupBatch
@@ -91,12 +92,12 @@ def numbers(described: Any, path: str = "") -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def policy(ranks: Ranks, model_directory: Build) -> Policy:
-    return model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16)
+    return model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16))
 
 
 @pytest.fixture
 def fresh_policy(ranks: Ranks, model_directory: Build) -> Policy:
-    return model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16)
+    return model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16))
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -162,7 +163,7 @@ def test_micro_batch_budgets_give_the_same_weights_after_three_steps(
     config = LossConfig(name=name, corrections=["tis_token"] if name == "ppo_clip" else [], minibatches=2)
     weights = []
     for budget in (1, 50, 10_000):
-        trained = model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16)
+        trained = model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16))
         steps = optimizer.build(trained, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=EPS))
         for seed in range(3):
             train_step(trained, steps, packed(make_batch(3, 4, seed=seed), config, budget), config, temperature=1.0)
@@ -280,7 +281,7 @@ def test_the_reference_pulls_the_policy_back(
     """With a policy away from its reference and no advantage, steps on the KL alone lessen it."""
     config = LossConfig(kl_coefficient=1.0, kl_estimator=estimator, corrections=[], filters=[])
     trained, reference = (
-        model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=16) for _ in range(2)
+        model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=16)) for _ in range(2)
     )
     with torch.no_grad():
         trained.network.model.layers[0].mlp.down_proj.weight.mul_(3)
@@ -304,7 +305,7 @@ def test_the_reference_pulls_the_policy_back(
 def test_the_kl_of_the_reward_is_the_sum_of_log_ratios_of_each_rollout(
     policy: Policy, ranks: Ranks, model_directory: Build, make_sequences: Callable[..., list[TrainingSequence]]
 ) -> None:
-    reference = model.load(model_directory("qwen2", True), ranks, param_dtype="float32", chunk=16)
+    reference = model.load(model_directory("qwen2", True), ranks, ModelConfig(logprob_chunk=16))
     sequences = make_sequences([3, 1, 5])
     micro_batches = batch.share(sequences, budget=9, rank=0, world=1, device=CPU)
     found = step.reference_kl(policy, reference, micro_batches, 3, 1.0)

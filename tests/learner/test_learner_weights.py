@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from learner import model, weights
 from learner.distributed import Ranks
 from learner.model import full_state
+from learner.model_config import ModelConfig
 from learner.weights import PublishedVersion, WeightStore, seal, snapshot
 from protocol.codec import decode, encode
 from protocol.messages import Shard, ShardGone, WeightManifest
@@ -75,7 +76,7 @@ def test_a_snapshot_is_a_copy_of_a_single_tensor_too() -> None:
 
 
 def test_later_training_does_not_change_a_snapshot(ranks: Ranks, model_directory: Callable[[str, bool], Path]) -> None:
-    policy = model.load(model_directory("llama", True), ranks, param_dtype="float32", chunk=8)
+    policy = model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=8))
     taken = snapshot(0, full_state(policy), None)
     before = taken.data.copy()
     with torch.no_grad():

@@ -1,0 +1,150 @@
+"""LoRA: adapters learn, the checkpoint beside them rests, and what leaves the learner is one plain model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from learner import batch, checkpoint, lora, model, optimizer
+from learner.batch import MicroBatch, TrainingSequence
+from learner.config import LossConfig, OptimizerConfig
+from learner.distributed import Ranks
+from learner.model import Policy, full_state
+from learner.model_config import ModelConfig
+from learner.optimizer import Optimizer
+from learner.step import train_step
+
+CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)]
+Build = Callable[[str, bool], Path]
+Make = Callable[..., list[TrainingSequence]]
+
+
+def adapted(directory: Path, ranks: Ranks, **options: object) -> Policy:
+    chosen: dict[str, object] = {"lora_rank": 4, "logprob_chunk": 16} | options
+    return model.load(directory, ranks, ModelConfig(**chosen))  # type: ignore[arg-type]
+
+
+def train(policy: Policy, micro_batches: list[MicroBatch], count: int) -> Optimizer:
+    steps = optimizer.build(policy, OptimizerConfig(lr=1e-2, warmup_steps=0))
+    for _ in range(count):
+        assert train_step(policy, steps, micro_batches, LossConfig(), temperature=1.0).applied
+    return steps
+
+
+def state_of(policy: Policy) -> dict[str, torch.Tensor]:
+    """The weights as the policy itself holds them."""
+    return {name: lora.whole(tensor).clone() for name, tensor in policy.network.named_parameters()}
+
+
+@pytest.mark.parametrize(("architecture", "tied"), CASES)
+def test_before_the_first_step_the_merged_weights_are_the_checkpoints(
+    architecture: str, tied: bool, ranks: Ranks, model_directory: Build
+) -> None:
+    directory = model_directory(architecture, tied)
+    state = dict(full_state(adapted(directory, ranks)))
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
+    assert list(state) == list(plain)
+    for name, tensor in state.items():
+        assert torch.equal(tensor, plain[name]), name
+
+
+@pytest.mark.parametrize(("architecture", "tied"), CASES)
+def test_after_steps_transformers_reads_the_same_policy_from_the_merged_checkpoint(
+    architecture: str, tied: bool, ranks: Ranks, model_directory: Build, make_sequences: Make, tmp_path: Path
+) -> None:
+    directory = model_directory(architecture, tied)
+    policy = adapted(directory, ranks)
+    micro_batch = batch.assemble(make_sequences([8, 5, 11, 3]), ranks.device)
+    before = policy(micro_batch, 1.0)[0].detach()
+    train(policy, [micro_batch], 3)
+    checkpoint.save(tmp_path / "merged", full_state(policy), policy.network.config, directory)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        logits = plain(micro_batch.input_ids).logits.flatten(0, 1)[micro_batch.positions]  # [N, V]
+    truth = logits.log_softmax(-1)[range(len(logits)), micro_batch.targets]
+    logprobs = policy(micro_batch, 1.0)[0].detach()
+    torch.testing.assert_close(logprobs, truth, atol=1e-5, rtol=0)
+    assert (logprobs - before).abs().max() > 1e-2  # and the steps were no trifle
+
+
+def test_steps_move_every_adapter_and_not_a_bit_of_anything_else(
+    ranks: Ranks, model_directory: Build, make_sequences: Make
+) -> None:
+    policy = adapted(model_directory("qwen2", True), ranks)
+    before = state_of(policy)
+    train(policy, batch.share(make_sequences([8, 5]), budget=30, rank=0, world=1, device=ranks.device), 3)
+    after = state_of(policy)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if ".lora_" in name}
+    assert len(moved) == 2 * 2 * 7  # A and B, two layers, seven linear layers in each
+
+
+def test_publishing_does_not_touch_what_is_trained(ranks: Ranks, model_directory: Build, make_sequences: Make) -> None:
+    policy = adapted(model_directory("llama", True), ranks)
+    train(policy, [batch.assemble(make_sequences([8, 5]), ranks.device)], 2)
+    before, published = state_of(policy), dict(full_state(policy))
+    again = dict(full_state(policy))
+    assert all(torch.equal(published[name], again[name]) for name in published)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state_of(policy).items())
+
+
+def test_merged_weights_are_the_base_and_the_scaled_product_of_the_adapter(
+    ranks: Ranks, model_directory: Build, make_sequences: Make
+) -> None:
+    directory = model_directory("llama", True)
+    policy = adapted(directory, ranks, lora_rank=2, lora_alpha=3.0, lora_targets=["q_proj"])
+    train(policy, [batch.assemble(make_sequences([8, 5]), ranks.device)], 2)
+    found, own = dict(full_state(policy)), state_of(policy)
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
+    name = "model.layers.1.self_attn.q_proj"
+    down, up = own[f"{name}.lora_A.default.weight"], own[f"{name}.lora_B.default.weight"]
+    truth = plain[f"{name}.weight"].double() + 1.5 * up.double() @ down.double()
+    torch.testing.assert_close(found[f"{name}.weight"].double(), truth, atol=1e-7, rtol=0)
+    changed = {name for name in plain if not torch.equal(plain[name], found[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)}
+
+
+def test_the_optimizer_remembers_adapters_alone(ranks: Ranks, model_directory: Build, make_sequences: Make) -> None:
+    policy = adapted(model_directory("llama", True), ranks)
+    steps = train(policy, [batch.assemble(make_sequences([8, 5]), ranks.device)], 1)
+    moments = sum(state["exp_avg"].numel() for state in steps.inner.state.values())
+    # the rank times inputs and outputs: four attention layers of 64, 64 and three of the MLP of 64, 256, in two layers
+    assert moments == 2 * 4 * (4 * (64 + 64) + 3 * (64 + 256))
+
+
+def test_adapters_start_alike_in_every_process_whatever_it_drew_before(ranks: Ranks, model_directory: Build) -> None:
+    states = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            states.append(state_of(adapted(model_directory("llama", True), ranks)))
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert all(tensor.any() for name, tensor in states[0].items() if ".lora_A." in name)
+
+
+def test_frozen_layers_and_adapters_compute_by_the_faster_product(ranks: Ranks, model_directory: Build) -> None:
+    policy = adapted(model_directory("llama", True), ranks)
+    linear = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+    assert len(linear) == 2 * 7 * 3 + 1
+    assert not any(type(module) is nn.Linear for module in linear)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "query"])
+def test_a_target_that_is_no_linear_layer_of_the_decoder_is_refused(
+    target: str, ranks: Ranks, model_directory: Build
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"lora_targets: '{target}' names no .* there are down_proj, .*, or all-linear"
+    ):
+        adapted(model_directory("llama", False), ranks, lora_targets=["q_proj", target])
+
+
+def test_adapters_train_with_bfloat16_compute_and_float32_masters(
+    ranks: Ranks, model_directory: Build, make_sequences: Make
+) -> None:
+    policy = adapted(model_directory("llama", True), ranks, param_dtype="bfloat16", activation_checkpointing=True)
+    train(policy, [batch.assemble(make_sequences([8, 5]), ranks.device)], 2)
+    assert all(tensor.dtype == torch.float32 for tensor in dict(full_state(policy)).values())
