@@ -14,6 +14,7 @@ class EngineConfig:
     """vLLM."""
 
     dtype: str = option("auto", "`auto` (the model's), `float32`, `bfloat16`, `float16`")
+    fp32_head: bool = option(False, "logits in float32 also where `dtype` has fewer bits; the learner must do the same")
     tensor_parallel_size: int = option(1, "GPUs of one actor")
     gpu_memory_utilization: float = option(0.9, "share of GPU memory for weights and KV cache")
     kv_cache_bytes: int = option(256 * 2**20, "KV cache on the CPU, in bytes")

@@ -261,6 +261,8 @@ def _engine_args(checkpoint: Checkpoint, config: EngineConfig) -> EngineArgs:
         model=str(checkpoint.directory),
         load_format="dummy",  # every version comes from the learner, the first one too
         dtype=checkpoint.dtype if config.dtype == "auto" else config.dtype,
+        # vLLM then multiplies by the weights as they are at each step: updates need nothing more.
+        hf_overrides={"head_dtype": "float32"} if config.fp32_head else {},
         max_model_len=config.max_model_len or None,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel_size,

@@ -13,12 +13,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
-from learner import distributed, exchange, metrics, model, optimizer
+from learner import checkpoint_files, distributed, exchange, metrics, model, optimizer
+from learner.checkpoint import Checkpoints
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
-from learner.loop import Learner
-from learner.record import open_record, versions
+from learner.loop import Learner, stop_reason
+from learner.model import Policy
+from learner.optimizer import Optimizer
+from learner.progress import Progress
+from learner.record import Record, open_record, resume_record, versions
 from learner.reference import load_reference
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
@@ -38,7 +42,9 @@ def main(tree: DictConfig) -> None:
         check(config)
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
-        ranks = distributed.start(config.learner.device, config.learner.batch_wait_seconds)
+        ranks = distributed.start(
+            config.learner.device, config.learner.batch_wait_seconds, config.policy.tensor_parallel
+        )
         run(config, ranks)
     except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"learner: {error}")
@@ -53,17 +59,61 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     policy = model.load(Path(config.model), ranks, config.policy)
     steps = optimizer.build(policy, config.optimizer)
     reference = load_reference(config, ranks)
+    checkpoints = Checkpoints(
+        Path(config.run.dir) / checkpoint_files.FOLDER,
+        ranks,
+        Path(config.model),
+        keep=config.checkpoint.keep,
+        write_seconds=config.checkpoint.write_seconds,
+        reference=reference if config.loss.kl_replace_every else None,
+    )
+    restored = restore(config, checkpoints, policy, steps)
     if not ranks.first:
-        Learner(config, _run_spec(None, ranks), ranks, policy, steps, reference, None, None).train()
+        Learner(
+            config, _run_spec(None, ranks), ranks, policy, steps, reference, None, None, checkpoints, restored
+        ).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # on rank 0 alone: it says goodbye, the others have nothing to say
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
-    record = open_record(Path(config.run.dir), settings.samples_per_step)
+    record = _record(config, restored)
     with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
-        learner = Learner(config, _run_spec(link.welcome, ranks), ranks, policy, steps, reference, link, record)
+        run_spec = _run_spec(link.welcome, ranks)
+        learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)
         reason = learner.train()
         link.goodbye(reason, finished=True)
     log.info("finished: %s", reason)
+
+
+def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps: Optimizer) -> Progress:
+    """Where the run begins: at its newest checkpoint, if it is to be resumed. Collective.
+
+    Raises `ValueError` when there is none, when nothing is left to do, and when a new run would mix with an old one.
+    """
+    directory, newest = config.run.dir, checkpoints.latest()
+    if not config.checkpoint.resume:
+        if newest is not None:
+            raise ValueError(
+                f"run.dir={directory}: holds checkpoints of an earlier run; choose another run.name, remove them, or "
+                "go on with it by checkpoint.resume=true"
+            )
+        return Progress()
+    if newest is None:
+        raise ValueError(f"checkpoint.resume=true: run.dir={directory} holds no whole checkpoint to go on from")
+    restored = checkpoints.restore(policy, steps, newest)
+    if reason := stop_reason(config.learner, restored.policy_version, restored.rewards):
+        raise ValueError(
+            f"checkpoint.resume=true: nothing is left to do after {newest}: {reason}; raise learner.steps or "
+            "learner.target_reward, or write its model by `python -m learner.export`"
+        )
+    log.info("going on from %s", newest)
+    return restored
+
+
+def _record(config: LearnerRoot, restored: Progress) -> Record:
+    directory, samples = Path(config.run.dir), config.learner.samples_per_step
+    if config.checkpoint.resume:
+        return resume_record(directory, samples, restored.policy_version)
+    return open_record(directory, samples)
 
 
 def _hello(port: int) -> Hello:

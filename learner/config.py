@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from learner.checkpoint_config import CheckpointConfig, check_checkpoint
 from learner.loss.config import LossConfig, check_loss
 from learner.model_config import ModelConfig, check_model
 from protocol.options import option
@@ -64,6 +65,7 @@ class LearnerRoot:
     policy: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 def check(config: LearnerRoot) -> None:
@@ -86,6 +88,7 @@ def check(config: LearnerRoot) -> None:
     check_loss(config.loss)
     check_model(config.policy, learner.device)
     check_optimizer(config.optimizer)
+    check_checkpoint(config.checkpoint)
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:

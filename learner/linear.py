@@ -23,6 +23,17 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return product if bias is None else product + bias
 
 
+def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """left [M, K] · right [N, K]ᵀ, as [M, N] in `dtype`, which is summed in and never rounded on the way."""
+    halves = left.dtype == right.dtype and left.dtype in (torch.bfloat16, torch.float16)
+    if left.is_cuda and halves and dtype == torch.float32:
+        return torch.mm(left, right.t(), out_dtype=dtype)  # tensor cores, without a float32 copy of either
+    left, right = left.to(dtype), right.to(dtype)
+    if HERE and left.device.type == "cpu" and dtype == torch.float32 and left.numel() > 0:
+        return _multiply(left, right)
+    return left @ right.t()
+
+
 def speed_up(network: nn.Module) -> None:
     """Let every plain linear layer of `network` compute by `linear`."""
     for module in network.modules():

@@ -25,10 +25,12 @@ from protocol.messages import (
     Consumed,
     Goodbye,
     GroupBatch,
+    GroupRange,
     Heartbeat,
     Hello,
     Message,
     Refusal,
+    Resume,
     RunSpec,
     ShardRequest,
     Welcome,
@@ -39,7 +41,7 @@ log = logging.getLogger("learner")
 
 WELCOME_SECONDS = 60.0  # a broker that has not answered by then is not there
 
-FromTrainer: TypeAlias = Snapshot | BatchRequest | Consumed | Goodbye
+FromTrainer: TypeAlias = Snapshot | Resume | BatchRequest | Consumed | Goodbye
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,11 @@ class Link:
             wake.close(0)
 
     # ------------------------------------------------------------ called by the training thread
+
+    def resume(self, policy_version: int, consumed: tuple[GroupRange, ...]) -> None:
+        """Tell the broker, before anything is published, where the run goes on and which groups it has trained."""
+        self._policy_version = policy_version
+        self._hand_over(Resume(policy_version=policy_version, consumed=consumed))
 
     def publish(self, taken: Snapshot) -> None:
         """Offer these weights to the actors; returns at once."""

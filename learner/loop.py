@@ -8,7 +8,7 @@ broker; the other ranks hear of a batch, or of the end, by one broadcast.
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,38 +16,29 @@ from typing import Any
 
 import torch
 
-from learner import batch, checkpoint, exchange, metrics, reference
+from learner import batch, exchange, metrics, reference
 from learner.batch import MicroBatch, TrainingSequence
-from learner.config import LearnerRoot
+from learner.checkpoint import Checkpoints
+from learner.config import LearnerConfig, LearnerRoot
 from learner.credit import Credited, credit, minibatches, untrained_sequences
 from learner.distributed import Ranks
+from learner.export import write_hf
+from learner.group_ranges import merged
 from learner.link import Link
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
+from learner.progress import Progress, Totals
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step
 from learner.weights import snapshot
-from protocol.messages import Goodbye, GroupBatch, RunSpec
+from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec
 
 log = logging.getLogger("learner")
 
 
 @dataclass(slots=True)
-class Totals:
-    """Counted since the run began."""
-
-    trained_tokens: int = 0
-    groups_trained: int = 0
-    groups_filtered: Counter[str] = field(default_factory=Counter)  # by the learner, by reason
-    consumed_tokens: int = 0  # of all rollouts of all batches, filtered ones too
-    consumed_rollouts: int = 0
-    generated_tokens: int = 0  # as the broker counts them
-    verdicts: int = 0
-
-
-@dataclass(slots=True)
 class Learner:
-    """One rank of the learner. `link` and `record` are there on rank 0 alone."""
+    """One rank of the learner. `link` and `record` are there on rank 0 alone; `restored` is where it goes on."""
 
     config: LearnerRoot
     run: RunSpec
@@ -57,16 +48,27 @@ class Learner:
     reference: Policy | None  # of the KL term
     link: Link | None
     record: Record | None
-    policy_version: int = 0
-    totals: Totals = field(default_factory=Totals)
-    rewards: deque[float] = field(default_factory=deque)
+    checkpoints: Checkpoints
+    restored: Progress
+    policy_version: int = field(init=False)
+    consumed: tuple[GroupRange, ...] = field(init=False)
+    totals: Totals = field(init=False)
+    rewards: deque[float] = field(init=False)
     clock: dict[str, float] = field(default_factory=dict)  # seconds of each phase of this step
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.policy_version, self.consumed = self.restored.policy_version, self.restored.consumed
+        self.totals = self.restored.totals
+        self.rewards = deque(self.restored.rewards, maxlen=self.config.learner.target_window)
+        self.began = time.monotonic() - self.restored.seconds
 
     def train(self) -> str:
         """Train until a limit is reached or the tasks end; returns why it stopped. Raises `ProtocolError`."""
+        if self.link and self.policy_version:
+            self.link.resume(self.policy_version, self.consumed)
         self.publish()
-        while not (reason := self.stop_reason()):
+        while not (reason := stop_reason(self.config.learner, self.policy_version, self.rewards)):
             self.clock = {}
             received = self.receive()
             if isinstance(received, Goodbye):
@@ -76,21 +78,13 @@ class Learner:
             result = self.step(self.pack(credited))
             self.publish()
             self.tell(received, credited, result)
+            self.checkpoint(self.config.checkpoint.every)
+        self.checkpoint(1)
         self.save(Path(self.config.run.dir) / "checkpoint")
+        self.checkpoints.finish()
         if self.record:
             self.record.summary(reason, time.monotonic() - self.began)
         return reason
-
-    def stop_reason(self) -> str:
-        """Why no further step is due, or an empty text."""
-        config = self.config.learner
-        if self.policy_version >= config.steps:
-            return f"{config.steps} steps are done"
-        if config.target_reward and len(self.rewards) == config.target_window:
-            mean = sum(self.rewards) / len(self.rewards)
-            if mean >= config.target_reward:
-                return f"the mean reward of {config.target_window} steps reached {mean:.3f}"
-        return ""
 
     def receive(self) -> GroupBatch | Goodbye:
         """The batch that this version consumes, on every rank, or the end of the run."""
@@ -148,12 +142,12 @@ class Learner:
     def tell(self, received: GroupBatch, credited: Credited, result: StepResult) -> None:
         """Report the step to the broker, the run's files and Prometheus."""
         described = describe(received)
+        group_ids = tuple(group.group_id for group in received.groups)
+        self.consumed = merged(self.consumed, group_ids)
         self.rewards.append(described["reward_mean"])
-        if len(self.rewards) > self.config.learner.target_window:
-            self.rewards.popleft()
         if self.link is None or self.record is None:
             return
-        self.link.consumed(self.policy_version, tuple(group.group_id for group in received.groups))
+        self.link.consumed(self.policy_version, group_ids)
         row = self.row(received, described, credited, result)
         self.record.step(row)
         self.record.samples(self.policy_version, received)
@@ -183,34 +177,37 @@ class Learner:
     ) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
         stats, before = received.stats, self.totals
+        past = self.restored.totals  # the broker counts anew after a restart
         seconds = max(sum(self.clock.values()), 1e-9)
         rollouts = [item.rollout for group in received.groups for item in group.scored]
         totals = Totals(
             trained_tokens=before.trained_tokens + credited.tokens,
             groups_trained=before.groups_trained + len(received.groups) - sum(credited.groups_filtered.values()),
-            groups_filtered=before.groups_filtered + Counter(credited.groups_filtered),
+            groups_filtered=dict(Counter(before.groups_filtered) + Counter(credited.groups_filtered)),
+            groups_dropped=dict(Counter(past.groups_dropped) + Counter(stats.groups_dropped)),
             consumed_tokens=before.consumed_tokens + sum(len(rollout.token_ids) for rollout in rollouts),
             consumed_rollouts=before.consumed_rollouts + len(rollouts),
-            generated_tokens=stats.generated_tokens,
-            verdicts=stats.verdicts,
+            generated_tokens=past.generated_tokens + stats.generated_tokens,
+            generated_rollouts=past.generated_rollouts + stats.rollouts,
+            verdicts=past.verdicts + stats.verdicts,
         )
         self.totals = totals
         consumed_mean = totals.consumed_tokens / max(totals.consumed_rollouts, 1)
-        generated_mean = stats.generated_tokens / max(stats.rollouts, 1)
+        generated_mean = totals.generated_tokens / max(totals.generated_rollouts, 1)
         return {
             "step": self.policy_version,
             "policy_version": self.policy_version,
             "time_s": time.monotonic() - self.began,
             **described,
             **result.row(),
-            "generated_tokens": stats.generated_tokens,
+            "generated_tokens": totals.generated_tokens,
             "trained_tokens": totals.trained_tokens,
-            "generated_tokens_per_second": (stats.generated_tokens - before.generated_tokens) / seconds,
+            "generated_tokens_per_second": (totals.generated_tokens - before.generated_tokens) / seconds,
             "trained_tokens_per_second": credited.tokens / seconds,
-            "verdicts_per_second": (stats.verdicts - before.verdicts) / seconds,
+            "verdicts_per_second": (totals.verdicts - before.verdicts) / seconds,
             "length_bias": consumed_mean / generated_mean if generated_mean else None,
             "groups_trained": totals.groups_trained,
-            "groups_dropped": dict(Counter(stats.groups_dropped) + totals.groups_filtered),
+            "groups_dropped": dict(Counter(totals.groups_dropped) + Counter(totals.groups_filtered)),
             "zero_variance_by_prompt": credited.zero_variance_by_prompt,
             "rollouts_filtered": credited.rollouts_filtered,
             "actors": stats.actors,
@@ -218,11 +215,27 @@ class Learner:
             "seconds": {**self.clock, "total": seconds},
         }
 
+    def checkpoint(self, every: int) -> None:
+        """Save a training checkpoint when this version is one of `every` (0: none is) and has none. Collective."""
+        version = self.policy_version
+        if not every or version % every or version == self.checkpoints.newest:
+            return
+        with self.timed("checkpoint"):
+            progress = Progress(
+                policy_version=version,
+                optimizer_steps=self.optimizer.steps,
+                consumed=self.consumed,
+                totals=self.totals,
+                rewards=tuple(self.rewards),
+                seconds=time.monotonic() - self.began,
+            )
+            self.checkpoints.save(self.policy, self.optimizer, progress)
+
     def save(self, directory: Path) -> None:
         """Write an HF checkpoint of the present weights. Collective."""
         state = full_state(self.policy)
         if self.ranks.first:
-            checkpoint.save(directory, state, self.policy.network.config, Path(self.config.model))
+            write_hf(directory, state, self.policy.network.config, Path(self.config.model))
             log.info("checkpoint of version %d in %s", self.policy_version, directory)
         else:
             deque(state, maxlen=0)  # takes part in the gathering
@@ -234,3 +247,14 @@ class Learner:
         yield
         self.clock[phase] = time.perf_counter() - start
         metrics.STEP_SECONDS.labels(phase).observe(self.clock[phase])
+
+
+def stop_reason(config: LearnerConfig, policy_version: int, rewards: Sequence[float]) -> str:
+    """Why no further step is due after `policy_version` with these `rewards` of the last steps, or an empty text."""
+    if policy_version >= config.steps:
+        return f"{config.steps} steps are done"
+    if config.target_reward and len(rewards) == config.target_window:
+        mean = sum(rewards) / len(rewards)
+        if mean >= config.target_reward:
+            return f"the mean reward of {config.target_window} steps reached {mean:.3f}"
+    return ""

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from learner.distributed import whole
 from learner.model_config import ALL_LINEAR
 
 ADAPTER = "default"  # peft's name of the only adapter
@@ -65,10 +65,3 @@ def _product(state: Mapping[str, torch.Tensor], name: str, layer: LoraLayer) -> 
     down, up = (whole(state[f"{name}.{which}.{ADAPTER}.weight"]) for which in ("lora_A", "lora_B"))  # [r, I], [O, r]
     scale: float = layer.scaling[ADAPTER]
     return scale * (up @ down)
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor gathered, any other as it is, without gradient."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach()
-    return tensor.detach().to(tensor.device_mesh.device_type).full_tensor()  # a shard in host memory goes back first

@@ -13,10 +13,20 @@ REGISTRY = CollectorRegistry()
 
 STEP_SECONDS = Histogram(
     "learner_step_seconds",
-    "Time of one step by phase: receive, credit, pack, train, publish",
+    "Time of one step by phase: receive, credit, pack, train, publish, checkpoint",
     ["phase"],
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
     registry=REGISTRY,
+)
+CHECKPOINT_SECONDS = Histogram(
+    "learner_checkpoint_seconds",
+    "Time of a training checkpoint by part: wait (for the one before), copy, write (in the background)",
+    ["part"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+    registry=REGISTRY,
+)
+CHECKPOINT_WAITS = Counter(
+    "learner_checkpoint_waits", "Times that training waited until a checkpoint was written", registry=REGISTRY
 )
 POLICY_VERSION = Gauge("learner_policy_version", "Optimizer steps behind the weights", registry=REGISTRY)
 TRAINED_TOKENS = Counter("learner_trained_tokens", "Completion tokens trained", registry=REGISTRY)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from learner import lora
+from learner import lora, tensor_parallel
 from learner.batch import MicroBatch
 from learner.distributed import Ranks
 from learner.linear import speed_up
@@ -27,10 +27,11 @@ class Policy(nn.Module):
 
     network: PreTrainedModel
 
-    def __init__(self, network: PreTrainedModel, *, chunk: int) -> None:
+    def __init__(self, network: PreTrainedModel, *, chunk: int, fp32_head: bool) -> None:
         super().__init__()
         self.network = network
         self.chunk = chunk
+        self.fp32_head = fp32_head
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [N] float32 of the completion tokens, in the sampler's convention, and entropies [N].
@@ -41,7 +42,13 @@ class Policy(nn.Module):
         hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
         chosen = hidden.flatten(0, 1)[batch.positions]  # [N, H]
         return chunked_logprobs(
-            chosen, head.weight, head.bias, batch.targets, temperature=temperature, chunk=self.chunk
+            chosen,
+            head.weight,
+            head.bias,
+            batch.targets,
+            temperature=temperature,
+            chunk=self.chunk,
+            fp32_head=self.fp32_head,
         )
 
 
@@ -67,8 +74,11 @@ def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")
     if config.lora_rank:
         lora.add_adapters(network, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
-    speed_up(network)
-    return shard(Policy(network, chunk=config.logprob_chunk), ranks, config)
+    if ranks.tensor_mesh is None:
+        speed_up(network)
+    else:
+        tensor_parallel.split(network, ranks.tensor_mesh)
+    return shard(Policy(network, chunk=config.logprob_chunk, fp32_head=config.fp32_head), ranks, config)
 
 
 def still(described: PretrainedConfig) -> None:
@@ -85,16 +95,15 @@ def shard(policy: Policy, ranks: Ranks, config: ModelConfig) -> Policy:
     if config.activation_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.train()  # in evaluation transformers keeps every activation
-    inner = MixedPrecisionPolicy(param_dtype=getattr(torch, config.param_dtype), reduce_dtype=torch.float32)
-    outer = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32) if config.fp32_head else inner
+    precision = MixedPrecisionPolicy(param_dtype=getattr(torch, config.param_dtype), reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     for layer in network.base_model.layers:
         if config.compile:
             layer.compile(dynamic=True)
         fully_shard(
-            layer, mesh=ranks.mesh, mp_policy=inner, offload_policy=offload, reshard_after_forward=config.reshard
+            layer, mesh=ranks.mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=config.reshard
         )
-    fully_shard(policy, mesh=ranks.mesh, mp_policy=outer, offload_policy=offload, reshard_after_forward=False)
+    fully_shard(policy, mesh=ranks.mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # the loss is normalised globally already

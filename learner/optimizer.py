@@ -1,12 +1,17 @@
 """AdamW with linear warm-up and, where the end is known, linear decay, on sharded parameters."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from learner.config import OptimizerConfig
+from learner.distributed import whole
 from learner.model import Policy
 
 
@@ -62,17 +67,41 @@ class Optimizer:
         return norm
 
     def _clip(self) -> float:
-        found = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        return float(found.full_tensor() if isinstance(found, DTensor) else found)
+        return clip((group["params"] for group in self.inner.param_groups), self.config.max_grad_norm)
 
 
 def build(policy: Policy, config: OptimizerConfig, *, decay_steps: int = 0) -> Optimizer:
     """AdamW over what `policy` trains; its rate falls linearly to 0 over `decay_steps`, or stays if that is 0."""
     inner = torch.optim.AdamW(
-        [parameter for parameter in policy.parameters() if parameter.requires_grad],
+        [{"params": parameters} for parameters in by_mesh(policy)],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
     return Optimizer(policy, config, inner, decay_steps)
+
+
+def by_mesh(policy: Policy) -> list[list[nn.Parameter]]:
+    """What `policy` trains, apart by the mesh over which it is sharded: no operation takes tensors of several.
+
+    With tensor parallelism the slices of layers have another mesh than what is whole in every process.
+    """
+    found: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+            found.setdefault(mesh, []).append(parameter)
+    return list(found.values())
+
+
+def clip(groups: Iterable[Sequence[nn.Parameter]], bound: float) -> float:
+    """Scale all gradients down to a common norm of `bound`, if it is larger. Returns the norm before. Collective."""
+    groups = list(groups)
+    norms = [
+        whole(get_total_norm([each.grad for each in parameters if each.grad is not None])) for parameters in groups
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    for parameters in groups:
+        clip_grads_with_norm_(parameters, bound, norm)
+    return float(norm)

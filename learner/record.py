@@ -1,6 +1,7 @@
 """The run's files: one line a step in metrics.jsonl, some rollouts in samples.jsonl, one summary.json at the end."""
 
 import json
+import logging
 import math
 import platform
 from collections import Counter
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from protocol.messages import GroupBatch, ScoredRollout
+
+log = logging.getLogger("learner")
 
 SUMMARY_WINDOW = 3  # last steps over which reward_end is averaged; reward_start is the first step alone
 
@@ -118,10 +121,24 @@ def open_record(directory: Path, samples_per_step: int) -> Record:
     """The record of a new run. Raises `ValueError` when the directory holds the steps of another one."""
     if (directory / "metrics.jsonl").exists():
         raise ValueError(
-            f"run.dir={directory}: holds the steps of an earlier run; choose another run.name, or remove it"
+            f"run.dir={directory}: holds the steps of an earlier run; choose another run.name, remove it, or go on "
+            "with it by checkpoint.resume=true"
         )
     directory.mkdir(parents=True, exist_ok=True)
     return Record(directory, samples_per_step)
+
+
+def resume_record(directory: Path, samples_per_step: int, policy_version: int) -> Record:
+    """The record of a run that goes on at `policy_version`: the lines of later steps, which come again, are cut off.
+
+    Raises `ValueError` with file and line when one is not JSON.
+    """
+    rows = _cut(directory / "metrics.jsonl", policy_version)
+    _cut(directory / "samples.jsonl", policy_version)
+    (directory / "summary.json").unlink(missing_ok=True)
+    if len(rows) != policy_version:
+        log.warning("metrics.jsonl tells of %d of the %d steps so far; so will the summary", len(rows), policy_version)
+    return Record(directory, samples_per_step, rows)
 
 
 def versions() -> dict[str, str]:
@@ -139,6 +156,26 @@ def versions() -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
+
+
+def _cut(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Remove the lines after `last_step` and a last one that is torn; returns those that are left."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            if row["step"] > last_step:
+                break
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}:{number}: is no line of a run: {error!r}") from None
+        rows.append(row)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(b"".join(lines[: len(rows)]))
+    partial.replace(path)
+    return rows
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:

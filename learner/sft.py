@@ -1,49 +1,38 @@
-"""`python -m learner.sft`: the cold start, supervised training on reasoning traces.
+"""`python -m learner.sft`: supervised training, from a file of examples or, without one, the quickstart's cold start.
 
-Its update is that of the RL loop with another objective: the mean log-probability of the completion tokens. Without
+Its update is that of the RL loop with another objective: the mean log-probability of the trained tokens. Without
 `sft.data` the traces are addition problems, a share of them with systematic faults, so that RL has something to mend.
 """
 
 import json
 import logging
-import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import hydra
-import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from learner import addition, batch, checkpoint, distributed, evaluation, model, optimizer, tiny
-from learner.batch import TrainingSequence
+from learner import batch, distributed, evaluation, export, model, optimizer, tiny
 from learner.distributed import Ranks
 from learner.loss.config import LossConfig
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
 from learner.sft_config import SftConfig, SftRoot, check
-from learner.step import update
+from learner.sft_data import Example, Tokenise, addition_pairs, epochs, read_file, split, training_sequences
+from learner.step import mean_loss, update
 
 log = logging.getLogger("sft")
 
 LIKELIHOOD = LossConfig(name="likelihood", corrections=[], filters=[])
 
-
 ConfigStore.instance().store(name="sft_schema", node=SftRoot)
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """What the model reads and what it should answer."""
-
-    prompt: str
-    completion: str
 
 
 @hydra.main(version_base="1.3", config_path="../deploy/conf", config_name="sft")
@@ -65,25 +54,34 @@ def run(config: SftRoot) -> None:
     if sft.threads:
         torch.set_num_threads(sft.threads)
     Path(sft.out).mkdir(parents=True, exist_ok=True)
-    ranks = distributed.start(sft.device, wait_seconds=600)
+    ranks = distributed.start(sft.device, wait_seconds=600, tensor_parallel=config.policy.tensor_parallel)
     source = Path(sft.model) if sft.model else Path(sft.out) / "initial"
     if not sft.model and ranks.first:
         tiny.build(source, architecture=sft.architecture, hidden_size=sft.hidden_size, layers=sft.layers, seed=sft.seed)
     torch.distributed.barrier()
     tokenizer = AutoTokenizer.from_pretrained(source)
     policy = model.load(source, ranks, config.policy)
-    examples = file_examples(Path(sft.data), sft.seed) if sft.data else addition_examples(sft)
+    examples, held_out = data(sft, tokenizer)
     steps = optimizer.build(policy, config.optimizer, decay_steps=sft.steps)
-    train(policy, steps, examples, tokenizer, sft, ranks)
+    train(policy, steps, examples, held_out, sft, ranks)
     state = full_state(policy)
     if ranks.first:
-        checkpoint.save(Path(sft.out) / "model", state, policy.network.config, source)
+        export.write_hf(Path(sft.out) / "model", state, policy.network.config, source)
         log.info("checkpoint in %s/model", sft.out)
     else:
         deque(state, maxlen=0)  # takes part in the gathering
     distributed.stop()
     if ranks.first and sft.evaluate and not sft.data:
         evaluate(sft, ranks.device)
+
+
+def data(sft: SftConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Iterator[Example], list[Example]]:
+    """The examples to train on, without end, and those that are kept out."""
+    tokenise = Tokenise(tokenizer, sft.template)
+    if not sft.data:
+        return (tokenise.pair(*pair) for pair in addition_pairs(sft)), []
+    kept, held_out = split(read_file(Path(sft.data), tokenise, sft.max_tokens), sft.holdout, sft.seed)
+    return epochs(kept, sft.seed), held_out
 
 
 def evaluate(sft: SftConfig, device: torch.device) -> None:
@@ -105,7 +103,7 @@ def train(
     policy: Policy,
     steps: Optimizer,
     examples: Iterator[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Example],
     sft: SftConfig,
     ranks: Ranks,
 ) -> None:
@@ -114,80 +112,25 @@ def train(
     lines = Path(sft.out) / "sft_metrics.jsonl"
     if ranks.first:
         lines.write_text("")
+
+    def share(part: Sequence[Example]) -> list[batch.MicroBatch]:
+        sequences, budget = training_sequences(part), sft.tokens_per_micro_batch
+        return batch.share(sequences, budget=budget, rank=ranks.rank, world=ranks.world, device=ranks.device)
+
     for step in range(1, sft.steps + 1):
         drawn = [next(examples) for _ in range(sft.batch_size)]
-        sequences = training_sequences(drawn, tokenizer)
-        micro_batches = batch.share(
-            sequences, budget=sft.tokens_per_micro_batch, rank=ranks.rank, world=ranks.world, device=ranks.device
-        )
-        done = update(policy, steps, micro_batches, LIKELIHOOD, temperature=1.0)
+        done = update(policy, steps, share(drawn), LIKELIHOOD, temperature=1.0)
         if done.skipped:
             raise ValueError(f"step {step}: the gradient norm is {done.grad_norm}; a lower optimizer.lr may help")
         if step % sft.log_every and step < sft.steps:
             continue
+        line = {"step": step, "steps": sft.steps, "loss": done.loss, "seconds": time.monotonic() - began}
+        if held_out:
+            line["holdout_loss"] = mean_loss(policy, share(held_out), LIKELIHOOD, temperature=1.0)
         if ranks.first:
-            line = {"step": step, "steps": sft.steps, "loss": done.loss, "seconds": time.monotonic() - began}
             with lines.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             log.info("step %d of %d: loss %.4f", step, sft.steps, done.loss)
-
-
-def training_sequences(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[TrainingSequence]:
-    """Tokenise; the end token is part of every completion. Token-mean weights over the whole batch."""
-    prompts = [tokenizer(example.prompt)["input_ids"] for example in examples]
-    completions = [
-        [*tokenizer(example.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        for example in examples
-    ]
-    weight = 1.0 / sum(map(len, completions))
-    return [
-        TrainingSequence(
-            prompt_ids=np.array(prompt, dtype=np.int32),
-            token_ids=np.array(completion, dtype=np.int32),
-            behaviour_logprobs=np.zeros(len(completion), dtype=np.float32),
-            staleness=np.zeros(len(completion), dtype=np.int32),
-            advantage=1.0,
-            token_weight=weight,
-            index=index,
-            group=index,
-        )
-        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-    ]
-
-
-def addition_examples(sft: SftConfig) -> Iterator[Example]:
-    """Addition traces without end, a share of them faulty; held-out problems never occur."""
-    chance = random.Random(sft.seed)
-    faults = list(addition.Fault)
-    while True:
-        a, b = addition.operands(chance, sft.digits)
-        if addition.held_out(a, b):
-            continue
-        faulty = chance.random() < sft.faulty
-        fault = chance.choice(faults)
-        text = addition.faulty_completion(a, b, fault, chance) if faulty else addition.completion(a, b)
-        yield Example(addition.prompt(a, b), text)
-
-
-def file_examples(path: Path, seed: int) -> Iterator[Example]:
-    """The lines of a JSONL file, shuffled anew each epoch. Raises `ValueError` with file, line and field."""
-    examples = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
-        for name in ("prompt", "completion"):
-            if not isinstance(content, dict) or not isinstance(content.get(name), str) or not content[name]:
-                raise ValueError(f"{path}:{number}: field {name!r} must be a text that is not empty")
-        examples.append(Example(content["prompt"], content["completion"]))
-    if not examples:
-        raise ValueError(f"{path}: holds no examples")
-    chance = random.Random(seed)
-    while True:
-        yield from chance.sample(examples, len(examples))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,16 @@ class SftConfig:
     architecture: str = option("llama", "of the tiny decoder: an HF model type such as `llama`, `qwen2`, `qwen3`")
     hidden_size: int = option(128, "of the tiny decoder")
     layers: int = option(3, "of the tiny decoder")
-    data: str = option("", "JSONL with `prompt` and `completion`; empty: generated addition traces")
+    data: str = option(
+        "", "JSONL or parquet with `prompt` and `completion`, or with `messages`; empty: generated addition traces"
+    )
+    template: str = option(
+        "plain",
+        "how a prompt is put to the model: `plain`, `r1`, a text with `{prompt}` in it, or `chat`, the tokenizer's own "
+        "(also for `messages`, of which every assistant turn is trained)",
+    )
+    max_tokens: int = option(0, "longer examples of the file are left out, and counted; 0: none is")
+    holdout: int = option(0, "examples of the file that are not trained, their loss is `holdout_loss`")
     digits: int = option(2, "addition: digits of each operand")
     faulty: float = option(0.85, "addition: share of traces with a systematic fault")
     steps: int = option(350, "optimizer steps; the learning rate falls linearly to 0 over them")
@@ -47,8 +56,11 @@ def check(config: SftRoot) -> None:
             raise ValueError(f"sft.{name}={getattr(sft, name)}: must be at least 1")
     if sft.hidden_size < 32 or sft.hidden_size % 32:
         raise ValueError(f"sft.hidden_size={sft.hidden_size}: must be a multiple of 32, heads of 32 each")
-    if sft.evaluate < 0:
-        raise ValueError(f"sft.evaluate={sft.evaluate}: must not be below 0")
+    for name in ("evaluate", "max_tokens", "holdout"):
+        if getattr(sft, name) < 0:
+            raise ValueError(f"sft.{name}={getattr(sft, name)}: must not be below 0")
+    if sft.holdout and not sft.data:
+        raise ValueError(f"sft.holdout={sft.holdout}: generated traces have held-out problems already; set sft.data")
     if not 0 <= sft.faulty <= 1:
         raise ValueError(f"sft.faulty={sft.faulty}: is a share, must be between 0 and 1")
     if sft.model and not (Path(sft.model) / "config.json").is_file():

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from learner.batch import MicroBatch
+from learner.distributed import data_group
 from learner.loss.compose import TokenLoss
 from learner.loss.tokens import LOG_RATIO_BOUND
 
@@ -48,15 +49,17 @@ def gather(parts: Sequence[TokenStats]) -> TokenStats:
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks, [N, C] from [n, C] each. Collective."""
-    if dist.get_world_size() == 1:
+    group = data_group()
+    world = dist.get_world_size(group)
+    if world == 1:
         return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=rows.device))
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=rows.device), group=group)
     longest = int(max(count.item() for count in counts))
     padded = rows.new_zeros(longest, rows.shape[1])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group)
     return torch.cat([part[: int(count.item())] for part, count in zip(parts, counts, strict=True)])
 
 

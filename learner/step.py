@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from learner import stats
 from learner.batch import MicroBatch
+from learner.distributed import data_group
 from learner.loss.advantages import Floats
 from learner.loss.compose import token_loss
 from learner.loss.config import LossConfig
@@ -104,7 +105,8 @@ def update(
     scale = math.sqrt(stats.sequence_ess(stats.gather([tokens]))) if config.ess_lr else 1.0
     outcome = optimizer.step(scale)
     culprits = find_culprits(policy, optimizer, micro_batches, config, temperature, bound) if outcome.broken else ()
-    return Update(_sum_over_ranks(total, tokens), outcome.norm, outcome.lr, outcome.skipped, culprits, tokens)
+    loss_sum = _sum_over_ranks(total.to(tokens["loss"].device))
+    return Update(loss_sum, outcome.norm, outcome.lr, outcome.skipped, culprits, tokens)
 
 
 def backward(
@@ -116,6 +118,16 @@ def backward(
     loss = (token.value * batch.token_weights).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     return loss, stats.of_tokens(batch, logprobs.detach(), entropy.detach(), token)
+
+
+@torch.no_grad()
+def mean_loss(policy: Policy, micro_batches: Sequence[MicroBatch], config: LossConfig, *, temperature: float) -> float:
+    """The loss of some micro-batches of all ranks, and no gradient. Collective."""
+    total = torch.zeros((), dtype=torch.float64, device=micro_batches[0].loss_mask.device)
+    for batch in micro_batches:
+        token = token_loss(as_tokens(batch, *policy(batch, temperature)), config)
+        total += (token.value * batch.token_weights).sum()
+    return _sum_over_ranks(total)
 
 
 def as_tokens(batch: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor, bound: float = math.inf) -> Tokens:
@@ -153,7 +165,7 @@ def reference_kl(
         sums.index_add_(0, batch.sequence_index.cpu(), kept)
     if dist.get_world_size() > 1:
         sums = sums.to(micro_batches[0].loss_mask.device)
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=data_group())
     result: Floats = sums.cpu().numpy()
     return result
 
@@ -199,10 +211,9 @@ def truncation(config: LossConfig) -> float:
     return caps.get(config.name, config.tis_cap)
 
 
-def _sum_over_ranks(total: torch.Tensor, tokens: TokenStats) -> float:
+def _sum_over_ranks(total: torch.Tensor) -> float:
     if dist.get_world_size() > 1:
-        total = total.to(tokens["loss"].device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=data_group())
     return float(total)
 
 

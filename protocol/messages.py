@@ -7,6 +7,7 @@ several fields, in `__post_init__`; both raise `MalformedMessage` with the name 
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from protocol.errors import MalformedMessage
 from protocol.fields import Array, Json, MaxLength, Range
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Count: TypeAlias = Annotated[int, Range(0, 2**63 - 1)]
 Positive: TypeAlias = Annotated[int, Range(1, 2**31 - 1)]
@@ -154,6 +155,18 @@ class RolloutGroup:
     lease_version: Version  # the learner's version when the lease was first granted
     task: Task
     scored: tuple[ScoredRollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRange:
+    """The groups `first` to `last`, both included."""
+
+    first: Count
+    last: Count
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            raise MalformedMessage("last", f"is {self.last}, before the first, {self.first}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +372,22 @@ class VerifyDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Learner → broker, before its first manifest: I go on from a checkpoint, lease none of these groups again."""
+
+    kind: ClassVar[str] = "resume"
+    policy_version: Version
+    consumed: tuple[GroupRange, ...]  # ascending, with a gap between any two
+
+    def __post_init__(self) -> None:
+        for index, (before, after) in enumerate(pairwise(self.consumed), start=1):
+            if after.first <= before.last + 1:
+                raise MalformedMessage(
+                    f"consumed[{index}].first", f"is {after.first}, the range before ends at {before.last}: no gap"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRequest:
     """Learner → broker: give me the batch that version `policy_version` will consume."""
 
@@ -428,6 +457,7 @@ Message: TypeAlias = (
     | VerifyRequest
     | VerifyJob
     | VerifyDone
+    | Resume
     | BatchRequest
     | GroupBatch
     | Consumed

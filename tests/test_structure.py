@@ -20,6 +20,7 @@ PROTOCOL_NEEDS = {"msgpack", "numpy", "zmq", "protocol"}
 CONFIG_MODULES = {
     "actors.config",
     "learner.broker.config",
+    "learner.checkpoint_config",
     "learner.config",
     "learner.sft_config",
     "verifier.config",

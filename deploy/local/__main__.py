@@ -22,7 +22,7 @@ def main(tree: DictConfig) -> None:
     """Compose, refuse what could not work, run to the end."""
     try:
         config = launcher(tree)
-        layout.claim(run_directory(tree), overwrite=config.overwrite)
+        layout.claim(run_directory(tree), overwrite=config.overwrite, resume=config.resume)
     except (ValueError, OSError) as error:
         sys.exit(f"local: {error}")
     watching = view(config.view, run_directory(tree))

@@ -63,6 +63,9 @@ class LauncherConfig:
         "auto", "`auto`: the learner on the first core, actors on the others; `none`: the system decides"
     )
     overwrite: bool = option(False, "clear a run directory that holds a run already, instead of refusing it")
+    resume: bool = option(
+        False, "go on with the run of this directory from its newest training checkpoint; its cold start stays"
+    )
     view: str = option("auto", "`rich`, `plain` or `none`; `auto`: rich on a terminal, else plain lines")
     report: bool = option(True, "write plots and report.html at the end")
     start_seconds: float = option(60.0, "longest wait for the broker to listen")
@@ -136,6 +139,8 @@ def check(tree: DictConfig, config: LauncherConfig) -> None:
     for name in ("start_seconds", "end_seconds"):
         if getattr(config, name) <= 0:
             raise ValueError(f"{name}={getattr(config, name)}: must be more than 0 seconds")
+    if config.resume and config.overwrite:
+        raise ValueError("resume=true with overwrite=true: the run to go on with would be cleared; give one of them")
     if config.cold_start and config.model:
         raise ValueError(f"model={config.model} with cold_start=true: the cold start makes the model; give one of them")
     if not config.cold_start and not config.model:

@@ -67,11 +67,13 @@ class Launch:
         self.signal = signal.Signals(number).name
 
     def make_model(self) -> None:
-        """Supervised training, unless the model is there and was made with the same options."""
+        """Supervised training, unless the model is there and was made with the same options, or the run is resumed."""
         text = layout.role_config_text(self.tree, "sft")
         written = layout.config_directory(self.tree) / "run_sft.yaml"
         made = model_directory(self.tree) / "config.json"
-        if made.is_file() and written.is_file() and written.read_text() == text:
+        if self.config.resume and not made.is_file():
+            raise RunFailed(f"resume=true: the model of the cold start is gone, there is no {made}")
+        if self.config.resume or (made.is_file() and written.is_file() and written.read_text() == text):
             return
         layout.write_config(self.tree, ["sft"])
         child = self.start("sft", "sft-0", module="learner.sft")

@@ -20,23 +20,37 @@ WRITTEN = (  # all that a run leaves; nothing else in the directory is ever remo
     "logs",
     "plots",
     "checkpoint",
+    "checkpoints",
     "cold_start",
 )
-SIGNS_OF_A_RUN = ("summary.json", "metrics.jsonl")
+SIGNS_OF_A_RUN = ("summary.json", "metrics.jsonl", "checkpoints")
+WHOLE_CHECKPOINTS = "checkpoints/step_*/progress.json"  # the file that is written last; the learner reads the rest
 HEADER = "# Written by the launcher.\n"
 
 
-def claim(directory: Path, *, overwrite: bool) -> None:
-    """Make the directory ready for a new run. Raises `ValueError` when it holds one, or one is running in it."""
+def claim(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Make the directory ready for a new run, or for its own to be resumed.
+
+    Raises `ValueError` when a run is going on in it, when it holds one already, or none to resume.
+    """
     if (pid := _running_broker(directory)) is not None:
         raise ValueError(f"{directory}: a run is going on there, its broker is process {pid}; choose another run.name")
+    if resume:
+        if not any(directory.glob(WHOLE_CHECKPOINTS)):
+            raise ValueError(
+                f"resume=true: {directory} holds no whole checkpoint to go on from; start it anew with overwrite=true "
+                "(checkpoint.every=10 saves one every 10 steps)"
+            )
+        _remove(directory / "broker.json")
+        return
     if overwrite:
         for name in WRITTEN:
             _remove(directory / name)
     for sign in SIGNS_OF_A_RUN:
         if (directory / sign).exists():
             raise ValueError(
-                f"{directory} holds a run already ({sign}): choose another run.name, or clear it with overwrite=true"
+                f"{directory} holds a run already ({sign}): choose another run.name, go on with it with resume=true, "
+                "or clear it with overwrite=true"
             )
     directory.mkdir(parents=True, exist_ok=True)
     _remove(directory / "broker.json")

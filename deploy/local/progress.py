@@ -4,6 +4,7 @@ Files are read on from where they ended before; a line that is still being writt
 """
 
 import json
+import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -22,17 +23,20 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Lines:
-    """A growing JSONL file."""
+    """A growing JSONL file, which a resumed run replaces by a shorter one."""
 
     path: Path
     rows: list[Row] = field(default_factory=list)
     offset: int = 0
+    inode: int = 0  # of the file that was read so far
 
     def read_on(self) -> list[Row]:
         """Take in the lines added since the last look; returns them. Raises `ValueError` naming file and line."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
+            if (inode := os.fstat(file.fileno()).st_ino) != self.inode:
+                self.inode, self.rows, self.offset = inode, [], 0
             file.seek(self.offset)
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]

@@ -162,8 +162,9 @@ def divergence_by_staleness(records: Records) -> Figure:
     figure, axes = _figure("KL by staleness", "nats a token (k3)")
     buckets = {name for row in records.rows for name in row.get("by_staleness") or {}}
     order = sorted(buckets, key=lambda name: int(name.rstrip("+").split("-")[0]))
-    _curves(axes, records, {f"{name} steps": ("by_staleness", name, "kl_k3") for name in order})
-    if axes.lines and any(value > 0 for line in axes.lines for value in line.get_ydata()):
+    curves = {f"{name} steps": ("by_staleness", name, "kl_k3") for name in order}
+    _curves(axes, records, curves)
+    if any(value > 0 for path in curves.values() for value in records.series(*path)):
         axes.set_yscale("log")
     return figure
 

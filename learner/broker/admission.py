@@ -15,7 +15,8 @@ due is left behind. So a group is consumed at version u + η at the latest, and 
 version u or newer (`Lease.min_version`), each of its tokens is at most η steps old. Drops only make room.
 
 Why it never deadlocks. When all live groups are finished, taking the B oldest leases keeps the order rule, by the
-invariant; and when fewer than B are live, (η + v + 1)·B > v·B + live, so that one more may be leased.
+invariant; and when fewer than B are live, (η + v + 1)·B > v·B + live, so that one more may be leased. Dropping groups
+of equal rewards (`stream.zero_variance=resample`) could go on for ever; `stream.resample_limit` bounds it a batch.
 """
 
 from collections.abc import Iterable

@@ -7,6 +7,9 @@ from omegaconf import MISSING
 from learner.config import RunConfig
 from protocol.options import option
 
+ZERO_VARIANCE = ("keep", "resample")
+COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
+
 
 @dataclass(kw_only=True, slots=True)
 class TaskConfig:
@@ -24,6 +27,10 @@ class TaskConfig:
     size: int = option(0, "tasks in an epoch of a generator; 0: addition is endless, a reasoning_gym family has 10,000")
     epochs: int = option(0, "times a finite source is repeated; 0: without end")
     shuffle: bool = option(True, "shuffle a file's tasks anew each epoch")
+    retire_pass_rate: float = option(
+        0.0, "a task whose rollouts reached this pass rate (reward 1) is not leased in later epochs; 0: none retires"
+    )
+    retire_after: int = option(16, "rollouts of a task before it may retire")
     params: dict[str, str] = option({}, "reasoning_gym: parameters of the family, as `task.params.min_terms=3`")
 
 
@@ -43,6 +50,10 @@ class StreamConfig:
 
     group_size: int = option(8, "rollouts a task (G)")
     groups_per_step: int = option(32, "groups a learner step")
+    zero_variance: str = option(
+        "keep", "groups of equal rewards: `keep` (the learner decides) or `resample` (dropped, other tasks are leased)"
+    )
+    resample_limit: int = option(256, "groups that `resample` drops for one batch, at most; then they are kept")
     max_staleness: int = option(2, "learner steps between sampling a token and training on it, at most; 0: synchronous")
     lease_seconds: float = option(600.0, "time a lease may take before its missing samples go to another actor")
     lease_attempts: int = option(3, "leases a group may use up before it is dropped as `lease_expired`")
@@ -70,15 +81,34 @@ class BrokerRoot:
 
 def check(config: BrokerRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
-    stream, sampling = config.stream, config.sampling
+    _check_tasks(config.task)
+    _check_stream(config.stream)
+    _check_sampling(config.sampling)
+
+
+def _check_tasks(task: TaskConfig) -> None:
+    if not 0 <= task.retire_pass_rate <= 1:
+        raise ValueError(f"task.retire_pass_rate={task.retire_pass_rate}: must lie in [0, 1]; 0: no task retires")
+    if task.retire_after < 1:
+        raise ValueError(f"task.retire_after={task.retire_after}: must be at least 1 rollout")
+    if task.retire_pass_rate and task.name == "addition" and not task.size:
+        raise ValueError(
+            f"task.retire_pass_rate={task.retire_pass_rate}: addition is endless, its problems do not come again and "
+            "cannot retire; set task.size, or leave it 0"
+        )
+
+
+def _check_stream(stream: StreamConfig) -> None:
     if stream.group_size < 2:
         raise ValueError(f"stream.group_size={stream.group_size}: a group-relative advantage needs at least 2 rollouts")
-    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row"):
+    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit"):
         if getattr(stream, name) < 1:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
     for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds"):
         if getattr(stream, name) <= 0:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be more than 0 seconds")
+    if stream.zero_variance not in ZERO_VARIANCE:
+        raise ValueError(f"stream.zero_variance={stream.zero_variance}: must be one of {', '.join(ZERO_VARIANCE)}")
     if stream.max_staleness < 0:
         raise ValueError(f"stream.max_staleness={stream.max_staleness}: must be 0 (synchronous) or more")
     if stream.silence_seconds < 3 * stream.heartbeat_seconds:
@@ -86,10 +116,18 @@ def check(config: BrokerRoot) -> None:
             f"stream.silence_seconds={stream.silence_seconds}: must be at least three heartbeats "
             f"({stream.heartbeat_seconds} s each), or healthy peers are taken for dead"
         )
+
+
+def _check_sampling(sampling: SamplingConfig) -> None:
     if sampling.temperature <= 0:
         raise ValueError(
             f"sampling.temperature={sampling.temperature}: must be above 0; greedy rollouts of a group are all equal "
             "and teach nothing"
+        )
+    if not COLDEST <= sampling.temperature <= HOTTEST:
+        raise ValueError(
+            f"sampling.temperature={sampling.temperature}: must lie in [{COLDEST}, {HOTTEST}]: the engine samples a "
+            "lower one at the bound and takes no higher one, so that the learner's logprobs would not be the sampler's"
         )
     if sampling.top_p != 1.0:
         raise ValueError(

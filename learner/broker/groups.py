@@ -50,9 +50,10 @@ class Group:
         return all(sample.state in (SampleState.SCORED, SampleState.VOID) for sample in self.samples)
 
     @property
-    def scored(self) -> int:
-        """Samples that have a reward."""
-        return sum(sample.state is SampleState.SCORED for sample in self.samples)
+    def rewards(self) -> tuple[float, ...]:
+        """The rewards of the samples that have one, in order."""
+        verdicts = (sample.verdict for sample in self.samples if sample.state is SampleState.SCORED)
+        return tuple(verdict.reward for verdict in verdicts if verdict is not None and verdict.reward is not None)
 
     def as_message(self) -> RolloutGroup:
         """The group as the learner gets it, void samples left out."""

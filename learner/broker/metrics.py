@@ -35,6 +35,13 @@ class BrokerCollector(Collector):
         yield _counter("broker_duplicates", "Rollouts and verdicts that came twice or too late", counts["duplicates"])
         yield _counter("broker_verdicts", "Verdicts that arrived", counts["verdicts"])
         yield _counter("broker_void_verdicts", "Verdicts without a reward", counts["void_verdicts"])
+        yield _counter(
+            "broker_resample_limit_reached",
+            "Groups of equal rewards that were kept because the batch had lost stream.resample_limit of them",
+            counts["resample_limit_reached"],
+        )
+        yield _gauge("broker_tasks_retired", "Tasks that are not leased any more", len(stream.retirement.retired))
+        yield _counter("broker_tasks_skipped", "Times that a retired task was passed over", counts["tasks_skipped"])
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
         dropped = CounterMetricFamily("broker_groups_dropped", "Groups dropped", labels=["reason"])
         for reason, count in sorted(stream.dropped.items()):

@@ -14,6 +14,7 @@ from learner.broker.config import BrokerRoot
 from learner.broker.http import StatusServer
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
+from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream, Tasks
 from protocol.clock import Ticker, now
 from protocol.messages import (
@@ -27,6 +28,7 @@ from protocol.messages import (
     LeaseRequest,
     Message,
     Refusal,
+    Resume,
     RolloutDone,
     RunSpec,
     Sampling,
@@ -42,12 +44,22 @@ log = logging.getLogger("broker")
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 
+SHOWN_COUNTS = (
+    "generated_tokens",
+    "rollouts",
+    "verdicts",
+    "void_verdicts",
+    "resample_limit_reached",
+    "tasks_skipped",
+)
+
 ROLE_OF: dict[type, str] = {  # who may send what; the rest is open to all
     LeaseRequest: "actor",
     RolloutDone: "actor",
     LeaseFailed: "actor",
     VerifyRequest: "verifier",
     VerifyDone: "verifier",
+    Resume: "learner",
     WeightManifest: "learner",
     BatchRequest: "learner",
     Consumed: "learner",
@@ -61,7 +73,8 @@ class Broker:
         self.config = config
         self.router = router
         self.http = http
-        self.stream = Stream(tasks, config.stream, config.run.seed)
+        retirement = Retirement(config.task.retire_pass_rate, config.task.retire_after)
+        self.stream = Stream(tasks, config.stream, config.run.seed, retirement)
         self.members = Members()
         self.spec = run_spec(config)
         self.manifest: WeightManifest | None = None
@@ -175,6 +188,11 @@ class Broker:
         self.stream.verify_done(message)
 
     @_on.register
+    def _(self, message: Resume, peer: Peer) -> None:
+        self.stream.resume(message.policy_version, message.consumed)
+        log.info("the run goes on at step %d, %d groups are trained", message.policy_version, self.stream.granted)
+
+    @_on.register
     def _(self, message: WeightManifest, peer: Peer) -> None:
         self.stream.published(message.version, message.fingerprint)
         self.manifest = message
@@ -236,7 +254,7 @@ class Broker:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.stream.dropped.items())
             self.end(f"{self.stream.drops_in_a_row} groups in a row were dropped ({reasons})", finished=False)
         elif self.stream.dry:
-            self.end("the tasks have ended", finished=True)
+            self.end(self.stream.exhausted, finished=True)
 
     # ------------------------------------------------------------ out
 
@@ -311,7 +329,8 @@ class Broker:
                 "admission_limit": stream.admission_limit,
                 "verify_queued": stream.verify_queued,
                 "verify_running": len(stream.jobs),
-                **{name: stream.counts[name] for name in ("generated_tokens", "rollouts", "verdicts", "void_verdicts")},
+                "tasks_retired": len(stream.retirement.retired),
+                **{name: stream.counts[name] for name in SHOWN_COUNTS},
             },
         }
 

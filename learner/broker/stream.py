@@ -18,7 +18,10 @@ from typing import Protocol
 from learner.broker.admission import in_time, limit
 from learner.broker.config import StreamConfig
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
+from learner.broker.retirement import Retirement
+from learner.group_ranges import count
 from protocol.messages import (
+    GroupRange,
     Lease,
     LeaseFailed,
     RolloutDone,
@@ -41,6 +44,13 @@ class InvalidEvent(Exception):
 
 class Tasks(Protocol):
     """A deterministic stream of tasks by index."""
+
+    @property
+    def epoch_size(self) -> int:
+        """Indexes after which the same tasks come again, in whatever order; 0: they never do."""
+
+    def task_id(self, index: int) -> str | None:
+        """The id of the task at `index`, or None past the end; in no time, even where the task takes some to make."""
 
     def task(self, index: int) -> Task | None:
         """The task at `index`, or None past the end."""
@@ -70,27 +80,52 @@ class RunningJob:
 class Stream:
     """All groups between the task source and the learner. `actor` and `verifier` are peer names."""
 
-    def __init__(self, tasks: Tasks, config: StreamConfig, seed: int) -> None:
+    def __init__(self, tasks: Tasks, config: StreamConfig, seed: int, retirement: Retirement | None = None) -> None:
         self.tasks = tasks
         self.config = config
         self.seed = seed
+        self.retirement = retirement or Retirement()
         self.version = 0  # the learner's
         self.fingerprints: dict[int, str] = {}  # of every published version
         self.groups: dict[int, Group] = {}  # live ones, in lease order
         self.leases: dict[int, RunningLease] = {}
         self.jobs: dict[int, RunningJob] = {}
-        self.exhausted = False
+        self.exhausted = ""  # why no further task will be leased, in words; empty while one may be
         self.granted = 0  # groups leased since the start and not dropped
         self.consumed_groups = 0
         self.dropped: Counter[str] = Counter()
         self.drops_in_a_row = 0  # groups dropped since one was last finished
-        self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates
+        self.resampled = 0  # groups dropped as zero_variance since a batch was last consumed
+        self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates,
+        # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks)
         self._next_task = 0
+        self._spent: deque[GroupRange] = deque()  # groups ahead of `_next_task` that were consumed before a restart
         self._next_lease = 0
         self._next_job = 0
         self._unleased: list[int] = []  # heap of group ids with samples that came back
         self._unverified: deque[tuple[int, int]] = deque()  # (group, sample)
         self._handed_out: tuple[int, tuple[int, ...]] | None = None  # (version, groups) of the batch being trained
+
+    # ------------------------------------------------------------ restart
+
+    def resume(self, policy_version: int, consumed: Sequence[GroupRange]) -> None:
+        """The learner goes on at `policy_version` from a checkpoint; groups that it has `consumed` never come again.
+
+        They count as granted and consumed, and nothing else is live, so that both rules of admission stand where they
+        stood. What was leased or dropped but not consumed is a hole in the ranges: it is leased anew, first of all.
+        """
+        if self.fingerprints or self.version:
+            raise InvalidEvent("policy_version", f"{policy_version} comes too late: the stream has begun")
+        groups, steps_take = count(consumed), policy_version * self.config.groups_per_step
+        if groups != steps_take:
+            raise InvalidEvent(
+                "consumed",
+                f"holds {groups} groups, {policy_version} steps of {self.config.groups_per_step} take {steps_take}: "
+                "stream.groups_per_step must stay as it was when the checkpoint was written",
+            )
+        self.version = policy_version
+        self.granted = self.consumed_groups = groups
+        self._spent = deque(consumed)
 
     # ------------------------------------------------------------ weights
 
@@ -145,17 +180,37 @@ class Stream:
     def _fresh_group(self) -> Group | None:
         if self.exhausted or not self.fingerprints or not self._may_grant():
             return None
-        task = self.tasks.task(self._next_task)
-        if task is None:
-            self.exhausted = True
+        if self._spent and self._spent[0].first == self._next_task:
+            self._next_task = self._spent.popleft().last + 1  # no range follows at once: there are gaps between them
+        group_id, size = self._next_unretired(), self.config.group_size
+        if group_id is None:
+            rate = f"{self.retirement.pass_rate:.0%}"
+            self.exhausted = f"all tasks are retired: each was solved in {rate} of its rollouts or more"
             return None
-        group_id, size = self._next_task, self.config.group_size
+        task = self.tasks.task(group_id)
+        if task is None:
+            self.exhausted = "the tasks have ended"
+            return None
         seeds = sample_seeds(self.seed, group_id, size)
         group = Group(group_id, task, self.version, seeds, [Sample() for _ in range(size)])
         self.groups[group_id] = group
-        self._next_task += 1
+        self.counts["tasks_skipped"] += group_id - self._next_task
+        self._next_task = group_id + 1
         self.granted += 1
         return group
+
+    def _next_unretired(self) -> int | None:
+        """The next index whose task is not retired; None when a whole epoch holds none.
+
+        What is passed over is told only with the group that comes of it: a call that grants nothing changes nothing.
+        """
+        retired = self.retirement.retired
+        if not retired:
+            return self._next_task
+        assert self.tasks.epoch_size, "only tasks that come again retire"
+        stretch = 2 * self.tasks.epoch_size - 1  # wherever it begins, it holds a whole epoch
+        indexes = range(self._next_task, self._next_task + stretch)
+        return next((index for index in indexes if self.tasks.task_id(index) not in retired), None)
 
     def _may_grant(self) -> bool:
         return self.granted < self.admission_limit
@@ -275,12 +330,27 @@ class Stream:
                 return
         sample.verdict = verdict
         sample.state = SampleState.VOID if verdict.void else SampleState.SCORED
-        if not group.finished:
-            return
-        if group.scored < 2:
+        if group.finished:
+            self._finish(group)
+
+    def _finish(self, group: Group) -> None:
+        """The last verdict of a group has arrived: it waits for its batch, or makes room for another."""
+        rewards = group.rewards
+        self.retirement.finished(group.task.task_id, rewards)
+        if len(rewards) < 2:
             self._drop(group, "void")
+            return
+        if self.config.zero_variance == "resample" and min(rewards) == max(rewards):
+            self._resample(group)
+        self.drops_in_a_row = 0  # whatever its rewards, all that makes a group works
+
+    def _resample(self, group: Group) -> None:
+        """Make room for another group, as long as the batch in the making has lost fewer than the limit."""
+        if self.resampled < self.config.resample_limit:
+            self.resampled += 1
+            self._drop(group, "zero_variance")
         else:
-            self.drops_in_a_row = 0
+            self.counts["resample_limit_reached"] += 1
 
     def verifier_lost(self, verifier: str) -> list[RunningJob]:
         """The jobs of a verifier that is gone are sent again, first of all."""
@@ -326,6 +396,7 @@ class Stream:
             del self.groups[group_id]
         self.consumed_groups += len(group_ids)
         self.version = policy_version
+        self.resampled = 0
         self._handed_out = None
 
     def _drop(self, group: Group, reason: str) -> None:
@@ -338,8 +409,8 @@ class Stream:
 
     @property
     def dry(self) -> bool:
-        """Whether the tasks have ended and what is left can never fill a batch."""
-        return self.exhausted and len(self.groups) < self.config.groups_per_step
+        """Whether the tasks have ended (`exhausted` says how) and what is left can never fill a batch."""
+        return bool(self.exhausted) and len(self.groups) < self.config.groups_per_step
 
     def close(self) -> None:
         """The run is over: what is still under way is dropped, and counted."""

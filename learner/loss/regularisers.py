@@ -16,18 +16,19 @@ def k3(x: torch.Tensor) -> torch.Tensor:
 
 
 def kl_k3(tokens: Tokens) -> torch.Tensor:
-    """ρ · k3(x) [N], with the gradient of both factors: that of KL(π‖π_ref) in expectation under μ.
+    """ρ · k3(x) [N], with the gradient of both factors, (ρ k3)′ = ρ x ∇log π: that of KL(π‖π_ref) under μ.
 
-    Fails by variance where ρ is large; a token beyond the clamp of ±20 has no gradient.
+    The gradient is written out: those of the two factors cancel but for rounding, and beyond the clamp of e^{−x} they
+    would not. Fails by variance where ρ is large.
     """
-    return importance_weights(tokens) * k3(_log_ratio(tokens))
+    weight, x = importance_weights(tokens), _log_ratio(tokens)
+    slope = (weight * x).detach()
+    moved = tokens.learner_logprobs - tokens.learner_logprobs.detach()  # 0, with a gradient of 1
+    return (weight * k3(x)).detach() + slope * moved
 
 
 def kl_k2(tokens: Tokens) -> torch.Tensor:
-    """sg(ρ) · x²/2 [N]: its gradient ρ x ∇log π is that of KL(π‖π_ref), its value only close to it.
-
-    Fails like `kl_k3`, more mildly: the gradient grows with x and not with e^{−x}.
-    """
+    """sg(ρ) · x²/2 [N]: the gradient of `kl_k3`, token by token, but a value that is only close to the divergence."""
     return importance_weights(tokens).detach() * _log_ratio(tokens).square() / 2
 
 

@@ -26,10 +26,10 @@ def topr(tokens: Tokens) -> Objective:
     Good sequences are learnt like supervised data, bad ones fade out as the policy leaves them behind.
     Fails on long sequences: W of a bad one falls to 0 at the least drift, and only positive examples are left.
     """
-    weight = exp_bounded(_log_sequence_weight(tokens)).clamp(max=1.0)  # [N], W of the token's sequence
+    weight = exp_bounded(_log_sequence_weight(tokens))  # [N], W of the token's sequence
     negative = tokens.advantages < 0
-    value = torch.where(negative, weight, torch.ones_like(weight)) * tokens.advantages * tokens.learner_logprobs
-    return Objective(value, nowhere(tokens))
+    tapered = torch.where(negative, weight.clamp(max=1.0), torch.ones_like(weight))
+    return Objective(tapered * tokens.advantages * tokens.learner_logprobs, negative & (weight > 1))
 
 
 def vespo(tokens: Tokens, *, positive: tuple[float, float], negative: tuple[float, float]) -> Objective:
@@ -66,8 +66,8 @@ def m2po(tokens: Tokens) -> Objective:
     The bound belongs to the whole batch (`second_moment_bound`), so that it is the same for every micro-batch and rank.
     Fails when the drift is everywhere: then the second moment is met by masking most of what would teach most.
     """
-    log_rho = (tokens.learner_logprobs - tokens.behaviour_logprobs).detach()
-    outside = at_risk(log_rho, tokens.advantages) & (log_rho.square() > tokens.m2_bound)
+    log_rho = (tokens.learner_logprobs - tokens.behaviour_logprobs).detach().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    outside = at_risk(log_rho, tokens.advantages) & (log_rho.double().square() > tokens.m2_bound)
     value = importance_weights(tokens) * tokens.advantages
     return Objective(torch.where(outside, torch.zeros_like(value), value), outside)
 
@@ -80,13 +80,15 @@ def at_risk(log_rho: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
 def second_moment_bound(log_rho: torch.Tensor, threshold: float) -> float:
     """The largest (log ρ)² that may stay, so that the mean over those that stay is at most `threshold`.
 
-    `log_rho` [M] are the tokens at risk of the whole batch. Sorted from the largest down, the first suffix whose mean
-    square is at most the threshold stays: M2PO (Zheng et al. 2025), algorithm 1. Below 0 when none can stay.
+    `log_rho` [M] are the tokens at risk of the whole batch. From the largest square down, all are taken out until the
+    mean of the others is at most the threshold: M2PO (Zheng et al. 2025), algorithm 1. Equal squares stay or go
+    together, as one bound cannot tell them apart. Below 0 when none can stay.
     """
-    squares = log_rho.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).double().square().sort().values  # [M], rising
-    means = squares.cumsum(0) / torch.arange(1, len(squares) + 1, device=squares.device)  # of the k smallest: rising
+    squares = log_rho.double().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).square()  # [M]
+    values, counts = torch.unique(squares, return_counts=True)  # rising
+    means = (values * counts).cumsum(0) / counts.cumsum(0)  # of all up to each value: rising too
     stay = int((means <= threshold).sum())
-    return float(squares[stay - 1]) if stay else -1.0
+    return float(values[stay - 1]) if stay else -1.0
 
 
 def _log_sequence_weight(tokens: Tokens) -> torch.Tensor:

@@ -30,10 +30,17 @@ def vllm_environment() -> Iterator[None]:
 def start_engine(vllm_environment: None) -> Callable[..., Engine]:
     """Starts the real engine on a model directory; the caller closes it."""
 
-    def start(model: Path, *, kv_on_update: str = "recompute", max_num_seqs: int = 32) -> Engine:
+    def start(
+        model: Path,
+        *,
+        kv_on_update: str = "recompute",
+        max_num_seqs: int = 32,
+        dtype: str = "auto",
+        fp32_head: bool = False,
+    ) -> Engine:
         from actors.engine import VllmEngine
 
-        config = EngineConfig(kv_cache_bytes=32 * 2**20, max_num_seqs=max_num_seqs)
+        config = EngineConfig(dtype=dtype, fp32_head=fp32_head, kv_cache_bytes=32 * 2**20, max_num_seqs=max_num_seqs)
         return VllmEngine(str(model), config, SAMPLING, kv_on_update=kv_on_update)
 
     return start

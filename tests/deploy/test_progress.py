@@ -87,6 +87,21 @@ def test_a_line_that_is_still_being_written_waits_for_the_next_look(tmp_path: Pa
     assert [each["step"] for each in progress.metrics.rows] == [1, 2]
 
 
+def test_lines_that_a_resumed_run_cut_off_are_forgotten(tmp_path: Path) -> None:
+    metrics, shorter = tmp_path / "metrics.jsonl", tmp_path / "shorter"
+    metrics.write_text("".join(json.dumps(row(step)) + "\n" for step in (1, 2, 3)))
+    progress = Progress(tmp_path)
+    progress.look()
+    shorter.write_text(json.dumps(row(1)) + "\n")
+    shorter.replace(metrics)
+    progress.look()
+    assert [each["step"] for each in progress.metrics.rows] == [1]
+    with metrics.open("a") as file:
+        file.write(json.dumps(row(2)) + "\n")
+    progress.look()
+    assert [each["step"] for each in progress.metrics.rows] == [1, 2]
+
+
 def test_a_garbled_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row(1))}\noops\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: is not JSON"):

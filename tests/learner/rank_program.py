@@ -1,7 +1,6 @@
 """Run by torchrun in the test of ranks: three steps on one or more ranks, then rank 0 writes losses and weights.
 
-usage: rank_program.py MODEL BATCHES OUT CASE…, where BATCHES is a folder of messages, one file a step, and a CASE is
-BUDGET:LOSS:OPTIONS with options of the policy as in lora_rank=4,reshard=false.
+usage: rank_program.py MODEL BATCHES OUT CASE…, where BATCHES is a folder of messages, one file a step.
 """
 
 import json
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from learner import batch, distributed, exchange, model, optimizer
@@ -39,18 +37,11 @@ def read(path: Path) -> Message:
     return decode(frames)
 
 
-def model_config(options: str) -> ModelConfig:
-    chosen = OmegaConf.from_dotlist(["logprob_chunk=16", *filter(None, options.split(","))])
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), chosen))
-    assert isinstance(config, ModelConfig)
-    return config
-
-
 def train(ranks: Ranks, directory: Path, batches: Path, out: Path, case: str) -> None:
-    """Three steps of a case; every rank writes what it saw to `out`, rank 0 the weights too."""
-    budget, name, options = case.split(":")
+    """Three steps of a case BUDGET:LOSS; every rank writes what it saw to `out`, rank 0 the weights too."""
+    budget, name = case.split(":")
     loss = OVERRIDES[name]
-    policy = model.load(directory, ranks, model_config(options))
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=16))
     steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=1e-5))
     rows, groups, idle = [], [], 0
     for path in sorted(batches.glob("*.msg")):

@@ -30,6 +30,7 @@ REFUSED = {
     "learner.threads": (-1, "not be below 0"),
     "policy.param_dtype": ("float16", "must be one of float32, bfloat16"),
     "policy.logprob_chunk": (0, "at least 1"),
+    "policy.tensor_parallel": (0, "at least 1"),
     "policy.lora_rank": (-1, "0 (no adapters) or more"),
     "policy.lora_alpha": (0.0, "above 0"),
     "optimizer.lr": (0.0, "above 0"),
@@ -75,6 +76,15 @@ def test_compiling_is_refused_where_the_environment_turns_the_compiler_off(monke
     check(config)
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     with pytest.raises(ValueError, match=r"policy\.compile=true with TORCHDYNAMO_DISABLE=1 .*: unset it or use"):
+        check(config)
+
+
+@pytest.mark.parametrize(("name", "value", "shown"), [("lora_rank", 4, "4"), ("compile", True, "true")])
+def test_what_does_not_go_with_sliced_layers_is_refused(name: str, value: Any, shown: str) -> None:
+    config = with_option("policy.tensor_parallel", 2)
+    check(config)
+    setattr(config.policy, name, value)
+    with pytest.raises(ValueError, match=rf"policy\.tensor_parallel=2 with policy\.{name}={shown}: .* use one of them"):
         check(config)
 
 

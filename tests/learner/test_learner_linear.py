@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.linear import linear, speed_up
+from learner.linear import linear, product, speed_up
 
 WAYS = (linear, nn.functional.linear)
 
@@ -33,6 +33,16 @@ def test_inputs_that_are_not_contiguous_are_multiplied_right() -> None:
     torch.testing.assert_close(linear(inputs, weight), nn.functional.linear(inputs, weight))
     gradients = [torch.autograd.grad(way(inputs, weight).cos().sum(), [inputs, weight]) for way in WAYS]
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rows", [0, 1, 13])
+def test_a_product_is_summed_and_given_in_the_dtype_asked_for(dtype: torch.dtype, rows: int) -> None:
+    left, right = made(8, rows, dtype=dtype).detach().t(), made(6, 8, dtype=dtype).detach()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = product(left, right, wide)
+    assert found.dtype == wide
+    torch.testing.assert_close(found, (left.double() @ right.double().t()).to(wide))
 
 
 def test_a_network_keeps_names_and_results_and_a_frozen_layer_stays_frozen() -> None:

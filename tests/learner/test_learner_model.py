@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from learner import batch, model, optimizer
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
-from learner.distributed import Ranks
+from learner.distributed import Ranks, whole
 from learner.model import Policy, full_state
 from learner.model_config import ModelConfig
+from learner.optimizer import Optimizer
 from learner.step import train_step
 
 CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)]
@@ -94,37 +95,31 @@ def test_bfloat16_compute_stays_near_float32_and_keeps_float32_masters(
     assert all(tensor.dtype == torch.float32 for _, tensor in full_state(coarse))
 
 
+def train(policy: Policy, micro_batches: list[MicroBatch], steps: Optimizer) -> float:
+    """One step towards the targets; returns its loss."""
+    total = 0.0
+    for micro_batch in micro_batches:
+        loss = -(policy(micro_batch, 1.0)[0] * micro_batch.token_weights).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    steps.step()
+    return total
+
+
 def test_a_bfloat16_step_has_nearly_the_gradient_of_a_float32_step(
     ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
     micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
-    results, moments = [], []
+    losses, moments = [], []
     for dtype in ("float32", "bfloat16"):
         policy = loaded(model_directory("llama", True), ranks, param_dtype=dtype)
         steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, max_grad_norm=1e9))
-        results.append(train_step(policy, steps, micro_batches, LossConfig(), temperature=1.0))
-        moments.append(torch.cat([state["exp_avg"].full_tensor().flatten() for state in steps.inner.state.values()]))
-    exact, coarse = results
-    assert coarse.applied
-    assert coarse.loss == pytest.approx(exact.loss, abs=0.01)
-    assert coarse.grad_norm == pytest.approx(exact.grad_norm, rel=0.02)
+        losses.append(train(policy, micro_batches, steps))
+        moments.append(torch.cat([whole(state["exp_avg"]).flatten() for state in steps.inner.state.values()]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert float(moments[1].norm()) == pytest.approx(float(moments[0].norm()), rel=0.02)
     assert not torch.equal(*moments)  # it was another computation
     assert torch.cosine_similarity(*moments, dim=0) > 0.999
-
-
-def test_a_float32_head_works_on_float32_weights_and_leaves_the_layers_in_bfloat16(
-    ranks: Ranks, model_directory: Build, make_sequences: Make
-) -> None:
-    micro_batch = batch.assemble(make_sequences([50, 30]), ranks.device)
-    directory = model_directory("llama", False)
-    exact = loaded(directory, ranks)(micro_batch, 1.0)[0].detach()
-    errors = []
-    for fp32_head, head_dtype in ((True, torch.float32), (False, torch.bfloat16)):
-        policy = loaded(directory, ranks, param_dtype="bfloat16", fp32_head=fp32_head, reshard=False)
-        errors.append(float((policy(micro_batch, 1.0)[0].detach() - exact).abs().mean()))
-        assert policy.network.lm_head.weight.dtype == head_dtype  # as gathered for the computation
-        assert policy.network.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
-    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("options", [{"activation_checkpointing": True}, {"reshard": False}], ids=str)
@@ -133,13 +128,13 @@ def test_what_saves_memory_changes_no_bit_of_three_steps(
     options: dict[str, bool], architecture: str, ranks: Ranks, model_directory: Build, make_sequences: Make
 ) -> None:
     micro_batches = batch.share(make_sequences([8, 5, 11, 3]), budget=30, rank=0, world=1, device=ranks.device)
-    rows, states = [], []
+    losses, states = [], []
     for chosen in ({}, options):
         policy = loaded(model_directory(architecture, True), ranks, **chosen)
         steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0))
-        rows.append([train_step(policy, steps, micro_batches, LossConfig(), temperature=1.0) for _ in range(3)])
+        losses.append([train(policy, micro_batches, steps) for _ in range(3)])
         states.append(dict(full_state(policy)))
-    assert rows[0] == rows[1]
+    assert losses[0] == losses[1]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
@@ -200,16 +195,17 @@ def test_compiled_layers_take_the_same_steps(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._dynamo.config, "disable", False)  # as it may have been when torch read the environment
     torch._dynamo.utils.counters.clear()
-    rows, states = [], []
+    losses: list[float] = []
+    states = []
     for compiled in (False, True):
         policy = loaded(model_directory("llama", True), ranks, compile=compiled)
         steps = optimizer.build(policy, OptimizerConfig(lr=1e-3, warmup_steps=0, eps=1e-5))
         for lengths in ([8, 5, 11], [7, 3], [20, 9, 4]):  # of different shapes
             micro_batches = batch.share(make_sequences(lengths), budget=50, rank=0, world=1, device=ranks.device)
-            rows.append(train_step(policy, steps, micro_batches, LossConfig(), temperature=1.0).loss)
+            losses.append(train(policy, micro_batches, steps))
         states.append(dict(full_state(policy)))
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
-    assert rows[:3] == pytest.approx(rows[3:], abs=1e-6)
+    assert losses[:3] == pytest.approx(losses[3:], abs=1e-5)
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, atol=5e-6, rtol=0)
 

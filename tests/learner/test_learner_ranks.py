@@ -45,17 +45,12 @@ def flat(row: dict[str, Any], path: str = "") -> dict[str, float]:
     """Every number of a row by its path."""
     found: dict[str, float] = {}
     for name, value in row.items():
-        found |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+        found |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value or 0.0}
     return found
 
 
 # Of 3 groups of 3 two ranks get 5 and 4 sequences: with one a micro-batch, the second rank idles once a step.
-CASES = (
-    "10000:ppo_clip:",
-    "1:cispo:",
-    "40:m2po:lora_rank=4",
-    "30:gspo:lora_rank=3,activation_checkpointing=true,reshard=false",
-)
+CASES = ("10000:ppo_clip", "1:cispo", "40:m2po", "30:gspo")
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -86,7 +81,7 @@ def test_ranks_train_as_one_process_does(
         (alone,) = read_reports(tmp_path / "one" / case, 1)
         reports = read_reports(tmp_path / "many" / case, world)
         assert alone["idle"] == 0
-        if case == "1:cispo:":
+        if case == "1:cispo":
             assert sum(report["idle"] for report in reports) == 3 * (-9 % world)  # what is missing in the last round
         assert all(report["groups"] == alone["groups"] for report in reports)  # every rank heard the same batches
         assert all(report["rows"] == reports[0]["rows"] for report in reports)  # and says the same of the steps

@@ -13,22 +13,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner import addition, model, optimizer, sft
+from learner import addition, batch, model, optimizer, sft
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
+from learner.model import full_state
 from learner.model_config import ModelConfig
-from learner.sft import Example
 from learner.sft_config import SftConfig
+from learner.sft_data import Tokenise, addition_pairs, training_sequences
+from learner.step import mean_loss
 
 Build = Callable[[str, bool], Path]
 
 
-def drawn(config: SftConfig, count: int) -> list[Example]:
-    return list(itertools.islice(sft.addition_examples(config), count))
+def drawn(config: SftConfig, count: int) -> list[tuple[str, str]]:
+    return list(itertools.islice(addition_pairs(config), count))
 
 
-def operands_of(example: Example) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]+)\+([0-9]+)=", example.prompt)
+def operands_of(pair: tuple[str, str]) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]+)\+([0-9]+)=", pair[0])
     assert match is not None
     return int(match[1]), int(match[2])
 
@@ -43,16 +45,16 @@ def test_the_share_of_planted_faults_is_as_asked(share: float) -> None:
     config = SftConfig(faulty=share, digits=3)
     # A forgotten carry shows only where there is one to forget.
     examples = [e for e in drawn(config, 3000) if addition.completion(*operands_of(e), carrying=False) != right(e)]
-    faulty = np.mean([example.completion != right(example) for example in examples])
+    faulty = np.mean([example[1] != right(example) for example in examples])
     assert faulty == pytest.approx(share, abs=0.03)
 
 
-def right(example: Example) -> str:
+def right(example: tuple[str, str]) -> str:
     return addition.completion(*operands_of(example))
 
 
 def test_every_kind_of_fault_is_planted_alike_often() -> None:
-    completions = [example.completion for example in drawn(SftConfig(faulty=1.0), 3000)]
+    completions = [completion for _, completion in drawn(SftConfig(faulty=1.0), 3000)]
     untagged = np.mean(["<answer>" not in text for text in completions])
     guessed = np.mean(["<think>" not in text for text in completions])
     assert untagged == pytest.approx(1 / 3, abs=0.03)
@@ -61,54 +63,6 @@ def test_every_kind_of_fault_is_planted_alike_often() -> None:
 
 def test_the_same_seed_draws_the_same_examples() -> None:
     assert drawn(SftConfig(seed=4), 50) == drawn(SftConfig(seed=4), 50) != drawn(SftConfig(seed=5), 50)
-
-
-def test_a_file_is_read_whole_each_epoch_and_blank_lines_are_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "traces.jsonl"
-    rows = [{"prompt": f"{n}=", "completion": f"{n}\u2028."} for n in range(5)]  # a line separator inside a text
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
-    stream = sft.file_examples(path, seed=1)
-    epochs = [[next(stream).prompt for _ in range(5)] for _ in range(3)]
-    assert all(sorted(epoch) == [f"{n}=" for n in range(5)] for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-
-
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ('{"prompt": "1"', "is not JSON"),
-        ('{"completion": "2"}', "field 'prompt' must be a text that is not empty"),
-        ('{"prompt": "1"}', "field 'completion' must be"),
-        ('{"prompt": "", "completion": "2"}', "field 'prompt' must be"),
-        ('{"prompt": "1", "completion": 2}', "field 'completion' must be"),
-        ('["1", "2"]', "field 'prompt' must be"),
-        ("\udcff", "is not JSON"),
-    ],
-)
-def test_a_bad_line_is_refused_with_file_line_and_field(line: str, problem: str, tmp_path: Path) -> None:
-    path = tmp_path / "traces.jsonl"
-    text = '{"prompt": "1", "completion": "2"}\n' + line + "\n"
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=re.escape(f"{path}:2: ") + ".*" + re.escape(problem)):
-        next(sft.file_examples(path, seed=0))
-
-
-def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "empty.jsonl"
-    path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no examples"):
-        next(sft.file_examples(path, seed=0))
-
-
-def test_a_completion_ends_with_the_end_token_and_every_token_counts_the_same(model_directory: Build) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model_directory("llama", True))
-    examples = [Example("1+1=", "<answer>2</answer>"), Example("10+10=", "<answer>20</answer>")]
-    sequences = sft.training_sequences(examples, tokenizer)
-    for sequence, example in zip(sequences, examples, strict=True):
-        assert tokenizer.decode(sequence.prompt_ids) == example.prompt
-        assert tokenizer.decode(sequence.token_ids[:-1]) == example.completion
-        assert sequence.token_ids[-1] == tokenizer.eos_token_id
-    assert sum(len(s.token_ids) * s.token_weight for s in sequences) == pytest.approx(1)
 
 
 def test_the_first_loss_is_the_cross_entropy_of_transformers_and_thirty_steps_lower_it(
@@ -120,13 +74,15 @@ def test_the_first_loss_is_the_cross_entropy_of_transformers_and_thirty_steps_lo
     policy = model.load(directory, ranks, ModelConfig(logprob_chunk=64))
     steps = optimizer.build(policy, OptimizerConfig(lr=3e-3, warmup_steps=0))
     (tmp_path / "sft_metrics.jsonl").write_text("of a run before\n")
-    sft.train(policy, steps, sft.addition_examples(config), tokenizer, config, ranks)
+    examples, _ = sft.data(config, tokenizer)
+    sft.train(policy, steps, examples, [], config, ranks)
     rows = [json.loads(line) for line in (tmp_path / "sft_metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert set(rows[0]) == {"step", "steps", "loss", "seconds"}
     plain = AutoModelForCausalLM.from_pretrained(directory)
     losses: list[float] = []
-    for sequence in sft.training_sequences(drawn(config, 16), tokenizer):
+    tokenise = Tokenise(tokenizer, "plain")
+    for sequence in training_sequences([tokenise.pair(*pair) for pair in drawn(config, 16)]):
         ids = torch.tensor([[*sequence.prompt_ids, *sequence.token_ids]], dtype=torch.int64)
         with torch.no_grad():
             predicted = plain(ids).logits[0, len(sequence.prompt_ids) - 1 : -1]
@@ -153,8 +109,29 @@ def test_a_loss_that_explodes_ends_the_cold_start_with_a_cure(
         sft.train(
             policy,
             optimizer.build(policy, OptimizerConfig()),
-            sft.addition_examples(config),
-            AutoTokenizer.from_pretrained(directory),
+            sft.data(config, AutoTokenizer.from_pretrained(directory))[0],
+            [],
             config,
             ranks,
         )
+
+
+def test_held_out_examples_are_measured_and_not_trained(ranks: Ranks, model_directory: Build, tmp_path: Path) -> None:
+    directory = model_directory("llama", True)
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}=", "completion": str(n)}) + "\n" for n in range(12)))
+    config = SftConfig(out=str(tmp_path), data=str(file), holdout=4, steps=2, batch_size=8, log_every=1)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    policy = model.load(directory, ranks, ModelConfig(logprob_chunk=64))
+    examples, held_out = sft.data(config, tokenizer)
+    kept = {tuple(next(examples).token_ids.tolist()) for _ in range(80)}
+    assert len(kept) == 8
+    assert kept.isdisjoint(tuple(example.token_ids.tolist()) for example in held_out)
+    before = {name: tensor.clone() for name, tensor in full_state(policy)}
+    micro_batches = batch.share(training_sequences(held_out), budget=99, rank=0, world=1, device=ranks.device)
+    loss = mean_loss(policy, micro_batches, sft.LIKELIHOOD, temperature=1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in full_state(policy))
+    frozen = optimizer.build(policy, OptimizerConfig(lr=1e-30, warmup_steps=0))
+    sft.train(policy, frozen, examples, held_out, config, ranks)
+    rows = [json.loads(line) for line in (tmp_path / "sft_metrics.jsonl").read_text().splitlines()]
+    assert [row["holdout_loss"] for row in rows] == pytest.approx([loss] * 2)

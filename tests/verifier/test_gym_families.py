@@ -8,7 +8,7 @@ from verifier_doubles import Verifier
 
 from learner.broker.tasks.gym import gym_task
 from learner.broker.tasks.gym_entries import families, open_family
-from learner.broker.tasks.template import template
+from learner.template import template
 from protocol import reference
 from protocol.messages import Task
 

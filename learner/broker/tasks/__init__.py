@@ -5,7 +5,7 @@ from learner.broker.stream import Tasks
 from learner.broker.tasks.addition import AdditionTasks
 from learner.broker.tasks.epochs import Epochs
 from learner.broker.tasks.files import read_files
-from learner.broker.tasks.template import template
+from learner.template import template
 
 GYM = "reasoning_gym/"
 

@@ -4,7 +4,7 @@ import random
 
 from learner import addition
 from learner.broker.config import TaskConfig
-from learner.broker.tasks.template import Wrap
+from learner.template import Wrap
 from protocol.messages import Task
 
 REWARD = "0.5*accuracy + 0.5*format"
@@ -22,21 +22,40 @@ class AdditionTasks:
         self.seed = seed
         self.wrap = wrap
 
-    def task(self, index: int) -> Task | None:
-        """The problem at `index`; an epoch of `task.size` problems is repeated `task.epochs` times."""
+    @property
+    def epoch_size(self) -> int:
+        """Problems in an epoch; 0: there is one epoch without end."""
+        return self.config.size
+
+    def task_id(self, index: int) -> str | None:
+        """The problem at `index` as a sum, which may come more than once in an epoch."""
+        return None if (operands := self._operands(index)) is None else _task_id(*operands)
+
+    def _operands(self, index: int) -> tuple[int, int] | None:
         if (place := place_in_epoch(index, self.config)) is None:
             return None
         chance = random.Random(f"addition/{self.seed}/{place}")
         a, b = addition.operands(chance, self.config.digits)
         while addition.held_out(a, b):
             a, b = addition.operands(chance, self.config.digits)
+        return a, b
+
+    def task(self, index: int) -> Task | None:
+        """The problem at `index`; an epoch of `task.size` problems is repeated `task.epochs` times."""
+        if (operands := self._operands(index)) is None:
+            return None
+        a, b = operands
         return Task(
-            task_id=f"{a}+{b}",
+            task_id=_task_id(a, b),
             prompt=self.wrap(addition.prompt(a, b)),
             reward=self.config.reward or REWARD,
             reference=str(a + b),
             metadata={"accuracy": "numeric"},
         )
+
+
+def _task_id(a: int, b: int) -> str:
+    return f"{a}+{b}"
 
 
 def place_in_epoch(index: int, config: TaskConfig) -> int | None:

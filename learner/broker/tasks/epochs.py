@@ -16,6 +16,16 @@ class Epochs:
         self._epoch = -1
         self._order: list[int] = []
 
+    @property
+    def epoch_size(self) -> int:
+        """Tasks in an epoch."""
+        return len(self.tasks)
+
+    def task_id(self, index: int) -> str | None:
+        """The id of the task at `index`, None after the last epoch."""
+        task = self.task(index)
+        return None if task is None else task.task_id
+
     def task(self, index: int) -> Task | None:
         """The task at `index`, None after the last epoch; `epochs` 0 means without end."""
         epoch, place = divmod(index, len(self.tasks))

@@ -1,14 +1,11 @@
 """Tasks from JSONL and parquet files: `prompt`, `reward`, `reference`, and free metadata in all other columns."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from learner.broker.tasks.template import Wrap
+from learner.lines import rows
+from learner.template import Wrap
 from protocol.codec import decode, encode
 from protocol.errors import MalformedMessage
 from protocol.messages import Lease, Task
@@ -23,36 +20,11 @@ def read_files(paths: Sequence[str], default_reward: str, wrap: Wrap) -> list[Ta
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"task.files: {path} is not a file")
-        for place, row in _rows(path):
+        for place, row in rows(path):
             tasks.append(_task(f"{path}:{place}", row, default_reward, wrap))
     if not tasks:
         raise ValueError(f"task.files: no tasks in {', '.join(paths)}")
     return tasks
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number, counted from 1, and content of each row."""
-    if path.suffix == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path}: cannot be read as parquet: {error}") from None
-        yield from enumerate(table.to_pylist(), start=1)
-        return
-    if path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{path}: must end in .jsonl or .parquet")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line, parse_constant=_refuse_constant)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: is not JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _task(where: str, row: Any, default_reward: str, wrap: Wrap) -> Task:

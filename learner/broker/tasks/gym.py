@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from learner.broker.config import TaskConfig
 from learner.broker.tasks.addition import place_in_epoch
-from learner.broker.tasks.template import Wrap
+from learner.template import Wrap
 from protocol import reference
 from protocol.messages import Task
 
@@ -49,6 +49,16 @@ class GymTasks:
             self._end()
             raise ValueError(said["error"])
         self._params: str = said["params"]
+
+    @property
+    def epoch_size(self) -> int:
+        """Entries in an epoch."""
+        return self.config.size
+
+    def task_id(self, index: int) -> str | None:
+        """The id of the entry at `index`, which need not be made for it."""
+        place = place_in_epoch(index, self.config)
+        return None if place is None else _task_id(self.family, place)
 
     def task(self, index: int) -> Task | None:
         """The entry at `index`; an epoch of `task.size` entries is repeated `task.epochs` times."""
@@ -94,12 +104,16 @@ class GymTasks:
 def gym_task(family: str, place: int, entry: str, params: str, wrap: Wrap, reward: str) -> Task:
     """The task of an entry and its family's parameters, both as `protocol.reference` writes them."""
     return Task(
-        task_id=f"{family}/{place}",
+        task_id=_task_id(family, place),
         prompt=wrap(reference.load(entry)["question"]),
         reward=reward or REWARD,
         reference=entry,
         metadata={"family": family, "params": params},
     )
+
+
+def _task_id(family: str, place: int) -> str:
+    return f"{family}/{place}"
 
 
 def _end(process: subprocess.Popen[str]) -> None:

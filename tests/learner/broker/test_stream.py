@@ -1,151 +1,19 @@
 """The stream's invariants, against a random world of actors, verifiers and a learner on a simulated clock."""
 
 import random
-from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_world import NumberedTasks, World, equal_rewards, fingerprint, finish, new_stream, rollout, verdict
 
 from learner.broker.config import StreamConfig
+from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream
-from protocol.messages import (
-    Lease,
-    LeaseFailed,
-    Rollout,
-    RolloutDone,
-    Task,
-    Verdict,
-    VerifyDone,
-    VerifyJob,
-    VersionSpan,
-)
+from protocol.messages import LeaseFailed, VerifyDone
 
 
-class EndlessTasks:
-    """A task for every index, up to `size`."""
-
-    def __init__(self, size: int | None = None) -> None:
-        self.size = size
-
-    def task(self, index: int) -> Task | None:
-        if self.size is not None and index >= self.size:
-            return None
-        return Task(task_id=str(index), prompt="p", reward="format", reference="")
-
-
-def fingerprint(version: int) -> str:
-    return f"f{version}"
-
-
-def rollout(lease: Lease, sample: int, versions: list[int]) -> RolloutDone:
-    """A completion with one token of each version."""
-    return RolloutDone(
-        lease_id=lease.lease_id,
-        rollout=Rollout(
-            group_id=lease.group_id,
-            sample_index=sample,
-            prompt_ids=np.array([1], dtype=np.int32),
-            token_ids=np.zeros(len(versions), dtype=np.int32),
-            behaviour_logprobs=np.zeros(len(versions), dtype=np.float32),
-            version_spans=tuple(VersionSpan(version=v, tokens=1, fingerprint=fingerprint(v)) for v in versions),
-            finish_reason="stop",
-            text="t",
-        ),
-    )
-
-
-def verdict(reward: float | None = 1.0) -> Verdict:
-    return Verdict(reward=reward, parts={}, reason="", seconds=0.0)
-
-
-def new_stream(size: int | None = None, **options: float) -> Stream:
-    stream = Stream(EndlessTasks(size), StreamConfig(**options), seed=0)  # type: ignore[arg-type]
-    stream.published(0, fingerprint(0))
-    return stream
-
-
-def finish(stream: Stream, lease: Lease, version: int | None = None) -> None:
-    """Deliver all samples of a lease and judge them."""
-    for sample in lease.sample_indexes:
-        stream.rollout_done(rollout(lease, sample, [lease.min_version if version is None else version]))
-    while job := stream.assign("v", 1000):
-        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict()))
-
-
-@dataclass
-class World:
-    """Random latencies, deaths and voids around a stream; what happened to each sample is written down."""
-
-    stream: Stream
-    chance: random.Random
-    death_rate: float
-    void_rate: float
-    actors: dict[str, list[Lease]] = field(default_factory=dict)
-    verifiers: dict[str, list[VerifyJob]] = field(default_factory=dict)
-    trained: list[int] = field(default_factory=list)
-    oldest: int = 0
-    now: float = 0.0
-
-    def turn(self) -> None:
-        """A little time passes, and each role does something or nothing."""
-        self.now += self.chance.random()
-        self.stream.overdue(self.now)
-        for name in list(self.actors):
-            self.act(name)
-        for name in list(self.verifiers):
-            self.verify(name)
-        self.learn()
-
-    def act(self, name: str) -> None:
-        held = self.actors[name]
-        if self.chance.random() < self.death_rate:
-            self.stream.actor_lost(name)
-            del self.actors[name]
-            self.actors[f"a{self.chance.random()}"] = []
-            return
-        while lease := self.stream.grant(name, 8, self.now):
-            held.append(lease)
-        for lease in list(held):
-            for sample in lease.sample_indexes:
-                if self.chance.random() < 0.3:
-                    versions = range(lease.min_version, self.stream.version + 1)
-                    first = self.chance.choice(versions)
-                    self.stream.rollout_done(rollout(lease, sample, list(range(first, self.stream.version + 1))))
-            if self.chance.random() < 0.2:
-                held.remove(lease)
-
-    def verify(self, name: str) -> None:
-        held = self.verifiers[name]
-        while job := self.stream.assign(name, 5):
-            held.append(job)
-        if self.chance.random() < self.death_rate:
-            self.stream.verifier_lost(name)
-            held.clear()
-        while held and self.chance.random() < 0.7:
-            job = held.pop(self.chance.randrange(len(held)))
-            reward = None if self.chance.random() < self.void_rate else 1.0
-            self.stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
-
-    def learn(self) -> None:
-        version = self.stream.version
-        groups = self.stream.batch(version)
-        if groups is None or self.chance.random() < 0.5:
-            return
-        assert len(groups) == self.stream.config.groups_per_step
-        ids = [group.group_id for group in groups]
-        assert ids == sorted(ids)
-        for group in groups:
-            assert len({scored.rollout.sample_index for scored in group.scored}) == len(group.scored) >= 2
-            for scored in group.scored:
-                self.oldest = max(self.oldest, version - int(scored.rollout.token_versions.min()))
-        self.trained += ids
-        self.stream.published(version + 1, fingerprint(version + 1))
-        self.stream.consumed(version + 1, ids)
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     max_staleness=st.integers(0, 4),
@@ -153,32 +21,51 @@ class World:
     group_size=st.integers(2, 10),
     death_rate=st.sampled_from([0.0, 0.02, 0.2]),
     void_rate=st.sampled_from([0.0, 0.1, 0.6]),
+    equal_rate=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    zero_variance=st.sampled_from(["keep", "resample"]),
+    resample_limit=st.sampled_from([1, 3, 20]),
+    tasks=st.sampled_from([NumberedTasks(end, size) for end in (None, 20) for size in (0, 1, 9)]),
+    retire_pass_rate=st.sampled_from([0.0, 0.4, 0.9]),
 )
 def test_no_token_is_older_than_allowed_and_every_group_ends_once(
-    seed: int, max_staleness: int, groups_per_step: int, group_size: int, death_rate: float, void_rate: float
+    seed: int,
+    max_staleness: int,
+    groups_per_step: int,
+    group_size: int,
+    death_rate: float,
+    void_rate: float,
+    equal_rate: float,
+    zero_variance: str,
+    resample_limit: int,
+    tasks: NumberedTasks,
+    retire_pass_rate: float,
 ) -> None:
-    stream = new_stream(
+    config = StreamConfig(
         max_staleness=max_staleness,
         groups_per_step=groups_per_step,
         group_size=group_size,
         lease_seconds=20.0,
         lease_attempts=5,
+        zero_variance=zero_variance,
+        resample_limit=resample_limit,
     )
-    world = World(stream, random.Random(seed), death_rate, void_rate)
-    world.actors = {f"a{index}": [] for index in range(3)}
-    world.verifiers = {f"v{index}": [] for index in range(2)}
+    retirement = Retirement(retire_pass_rate if tasks.epoch_size else 0.0, after=4)
+    world = World(Stream(tasks, config, 0, retirement), random.Random(seed), death_rate, void_rate, equal_rate)
+    stream = world.stream
     steps = 6
-    for _ in range(20_000):
-        world.turn()
-        if stream.version >= steps:
-            break
-    assert stream.version == steps, f"stuck: {stream.waiting_for}"
+    world.run(steps)
+    may_end = tasks.end is not None or retirement.pass_rate > 0
+    assert stream.version == steps or (may_end and stream.dry), f"stuck: {stream.waiting_for}"
     assert world.oldest <= max_staleness
-    assert len(world.trained) == len(set(world.trained)) == steps * groups_per_step
+    assert len(world.trained) == len(set(world.trained)) == stream.version * groups_per_step
     live = set(stream.groups)
     assert not live & set(world.trained)
+    kept = world.equal_trained + sum(equal_rewards(group.rewards) for group in stream.groups.values() if group.finished)
+    resampling = zero_variance == "resample"
+    assert stream.counts["resample_limit_reached"] == (kept if resampling else 0)
+    assert world.most_resampled <= (resample_limit if resampling else 0)
     stream.close()
-    leased = stream._next_task
+    leased = stream._next_task - stream.counts["tasks_skipped"]
     assert leased == stream.consumed_groups + sum(stream.dropped.values())
     assert stream.granted == stream.consumed_groups
     assert not stream.leases
@@ -202,7 +89,7 @@ def test_admission_stops_at_the_bound_and_moves_with_the_learner() -> None:
 
 
 def test_nothing_is_leased_before_the_first_weights() -> None:
-    stream = Stream(EndlessTasks(), StreamConfig(), seed=0)
+    stream = Stream(NumberedTasks(), StreamConfig(), seed=0)
     assert stream.grant("a", 1000, 0.0) is None
     assert "first weights" in stream.waiting_for
 

@@ -9,7 +9,7 @@ from learner.broker.config import TaskConfig
 from learner.broker.tasks import open_tasks
 from learner.broker.tasks.gym import GymTasks, gym_task
 from learner.broker.tasks.gym_entries import families, open_family
-from learner.broker.tasks.template import template
+from learner.template import template
 from protocol import reference
 from protocol.codec import decode, encode
 from protocol.messages import Lease, Task

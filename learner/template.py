@@ -16,10 +16,13 @@ R1 = (
 )
 
 
-def template(name: str) -> Wrap:
-    """The function that wraps a question: `plain`, `r1`, or a text that holds `{prompt}`. Raises `ValueError`."""
+def template(name: str, option: str = "task.template") -> Wrap:
+    """The function that wraps a question: `plain`, `r1`, or a text that holds `{prompt}`.
+
+    Raises `ValueError` that names `option`.
+    """
     text = {"plain": PLAIN, "r1": R1}.get(name, name)
     if text.count("{prompt}") != 1:
-        raise ValueError(f"task.template={name!r}: must be plain, r1, or a text with {{prompt}} in it once")
+        raise ValueError(f"{option}={name!r}: must be plain, r1, or a text with {{prompt}} in it once")
     before, after = text.split("{prompt}")
     return lambda question: f"{before}{question}{after}"
