@@ -23,7 +23,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from learner.config import LearnerRoot, LossConfig, check
+from learner.config import LearnerRoot, check
+from learner.loss.config import LossConfig
 from tests.bench.staleness_plot import Cells, plot_curves, plot_rewards
 from tests.bench.staleness_run import Run
 from tests.bench.workers import ROOT, Worker

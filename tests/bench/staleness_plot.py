@@ -77,6 +77,8 @@ def plot_curves(cells: Cells) -> Figure:
             axes.set_ylim(0, 1.02)
         for empty in panels[len(cells) :]:
             empty.remove()
+        for lowest in panels[max(0, len(cells) - COLUMNS) : len(cells)]:
+            lowest.tick_params(labelbottom=True)
         figure.supxlabel("step")
         figure.supylabel("reward of the batch")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", title="staleness")

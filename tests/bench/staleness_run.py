@@ -23,10 +23,11 @@ from transformers import AutoTokenizer
 from learner import addition, batch, distributed, model, optimizer
 from learner.broker.config import TaskConfig
 from learner.broker.tasks import open_tasks
-from learner.config import LossConfig, OptimizerConfig
+from learner.config import OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.evaluation import held_out_problems
+from learner.loss.config import LossConfig
 from learner.model import full_state
 from learner.model_config import ModelConfig
 from learner.step import train_step
