@@ -103,7 +103,9 @@ class Ours:
         self.sequences, self.budget = sequences, setup.budget
 
     def step(self) -> tuple[float, float]:
-        micro_batches = batch.share(self.sequences, budget=self.budget, rank=0, world=1, device=self.ranks.device)
+        micro_batches = batch.share(
+            self.sequences, budget=self.budget, cost=self.policy.cost, rank=0, world=1, device=self.ranks.device
+        )
         result = train_step(self.policy, self.optimizer, [micro_batches], LOSS, temperature=1.0)
         return result.loss, result.grad_norm
 
