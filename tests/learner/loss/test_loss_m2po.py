@@ -75,7 +75,7 @@ def test_a_token_is_at_risk_where_a_step_goes_on_away_from_the_sampler(advantage
 def test_the_tokens_that_lose_their_gradient_are_those_that_brute_force_takes_out(
     dtype: torch.dtype, data: st.DataObject, threshold: float
 ) -> None:
-    tokens: Tokens = data.draw(draws.batches(dtype))
+    tokens: Tokens = data.draw(draws.batches(dtype, ("numerics", "little", "extreme")))
     log_rho = (tokens.learner_logprobs - tokens.behaviour_logprobs).detach()
     risky = at_risk(log_rho, tokens.advantages) & tokens.loss_mask
     bound = second_moment_bound(log_rho[risky], threshold)
@@ -84,3 +84,18 @@ def test_the_tokens_that_lose_their_gradient_are_those_that_brute_force_takes_ou
     squares = (log_rho[risky].double().clamp(-20, 20) ** 2).tolist()
     kept = kept_squares(log_rho[risky].double().tolist(), threshold)
     assert [not flag for flag in outside[risky].tolist()] == [square in kept for square in squares]
+
+
+@pytest.mark.parametrize(("threshold", "masked"), [(1e9, []), (1.0, [0, 1]), (1e-4, [0, 1, 2])])
+def test_ratios_beyond_the_clamp_count_as_if_they_stood_at_it(threshold: float, masked: list[int]) -> None:
+    log_rho = torch.tensor([100.0, 20.0, 0.125])
+    bound = second_moment_bound(log_rho, threshold)
+    tokens = replace(
+        draws.tokens_of(np.random.default_rng(0), [3], ["none"], ["all"], dtype=torch.float32),
+        learner_logprobs=torch.full((3,), -1.0),
+        behaviour_logprobs=-1.0 - log_rho,
+        advantages=torch.ones(3),
+        m2_bound=bound,
+    )
+    outside = token_loss(tokens, LossConfig(name="m2po", corrections=[])).bounded
+    assert outside.nonzero()[:, 0].tolist() == masked

@@ -391,6 +391,18 @@ def test_the_gradient_of_a_divergence_is_the_weight_times_the_log_ratio_however_
     assert gradient(loss, tokens).item() == pytest.approx(truth.power(drift) * distance, **near)
 
 
+@settings(max_examples=25)
+@given(tokens=draws.batches(), seed=st.integers(0, 99))
+def test_sums_and_means_are_over_the_trained_tokens_of_each_sequence(tokens: Tokens, seed: int) -> None:
+    values = torch.tensor(np.random.default_rng(seed).normal(size=len(tokens.loss_mask)))
+    names, trained = tokens.sequence_index.tolist(), tokens.loss_mask.tolist()
+    poisoned = torch.where(tokens.loss_mask, values, math.nan)
+    for place, name in enumerate(names):
+        own = [values[other].item() for other in range(len(names)) if names[other] == name and trained[other]]
+        assert tokens.sequences.sum(poisoned)[place].item() == pytest.approx(sum(own), abs=1e-12)
+        assert tokens.sequences.mean(poisoned)[place].item() == pytest.approx(sum(own) / max(len(own), 1), abs=1e-12)
+
+
 # ---- expectations under the sampler, by counting over a small vocabulary --------------------------------------------
 
 
