@@ -36,7 +36,8 @@ def chunked_logprobs(
     """Log-probability [N] float32 (nats) of each target and entropy [N] of its distribution, at `temperature`.
 
     Logits are rounded to the dtype of `hidden` and `head`, as samplers do by default; with `fp32_head` they keep the
-    float32 in which they are summed. All that follows is float32 either way (float64 for float64 states).
+    float32 in which they are summed. All that follows is float32 either way (float64 for float64 states). A target
+    outside the vocabulary is never passed over: it raises, or gives nan where the vocabulary is in blocks.
     """
     way = _plain if len(hidden) <= chunk and len(head) <= BLOCK else _tiled
     return way(hidden, head, bias, targets, temperature, chunk, fp32_head)
@@ -85,14 +86,14 @@ class _Tiled(torch.autograd.Function):
         chunk: int,
         fp32_head: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = hidden.new_zeros(len(hidden), dtype=_wide(hidden.dtype))  # [N] the targets' logits
+        chosen = hidden.new_full((len(hidden),), torch.nan, dtype=_wide(hidden.dtype))  # [N] the targets' logits
         normaliser = torch.full_like(chosen, torch.finfo(chosen.dtype).min)  # [N] log Σ exp z so far
         entropy = torch.zeros_like(chosen)  # [N] so far
         for block in _slices(len(head), BLOCK):
             for rows in _slices(len(hidden), chunk):
                 logits = _logits(hidden[rows], head, bias, block, temperature, fp32_head)  # [C, W]
                 place, inside = _place(targets[rows], block)
-                chosen[rows] += logits.gather(1, place).squeeze(1) * inside
+                chosen[rows] = torch.where(inside, logits.gather(1, place).squeeze(1), chosen[rows])
                 normaliser[rows], entropy[rows] = _merged(normaliser[rows], entropy[rows], *_summary(logits))
                 del logits  # before the next tile is made
         ctx.save_for_backward(hidden, head, bias, targets, normaliser, entropy)
@@ -109,7 +110,7 @@ class _Tiled(torch.autograd.Function):
         pull = torch.zeros_like(entropy) if of_logprob is None else of_logprob / temperature  # [N]
         spread = None if of_entropy is None else of_entropy / temperature  # [N]
         of_hidden = torch.zeros_like(hidden, dtype=entropy.dtype) if wants_hidden else None  # [N, H]
-        of_head = torch.zeros_like(head) if wants_head else None  # [V, H]
+        of_head = torch.empty_like(head) if wants_head else None  # [V, H]
         of_bias = torch.zeros_like(bias, dtype=entropy.dtype) if wants_bias else None  # [V]
         for block in _slices(len(head), BLOCK):
             share = torch.zeros_like(head[block], dtype=entropy.dtype) if wants_head else None  # [W, H]

@@ -193,6 +193,14 @@ def test_no_tokens_give_no_logprobs_and_a_zero_gradient(small_tiles: None) -> No
         assert (of_head == 0).all()
 
 
+@pytest.mark.parametrize("target", [-100, -1, VOCABULARY])
+def test_a_target_outside_the_vocabulary_is_not_passed_over(target: int, small_tiles: None) -> None:
+    *inputs, targets = problem()
+    targets[3] = target
+    logprob, _ = chunked_logprobs(*inputs, targets, temperature=1.0, chunk=5)
+    assert logprob.isnan().nonzero().tolist() == [[3]]
+
+
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_logits_far_apart_or_all_alike_give_finite_results(scale: float, small_tiles: None) -> None:
     inputs = problem(False, torch.float32)
