@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from learner import lora
 from learner.distributed import Ranks
 from learner.model import Policy
 from learner.optimizer import Optimizer
@@ -103,11 +104,14 @@ def read(
 def read_policy(directory: Path, dtype: torch.dtype | None = None) -> Tensors:
     """The whole weights by their HF names, floating ones in `dtype` if given, in one process without a process group.
 
+    LoRA adapters are merged, before weights are cast to `dtype`: that takes memory for the weights twice.
     Raises `ValueError` when the checkpoint is damaged.
     """
+    stored = _stored(directory)
+    read_as = None if NETWORK + lora.SCALE in stored else dtype
     tensors = {
-        name: torch.empty(found.size, dtype=_target(found.properties.dtype, dtype))
-        for name, found in _stored(directory).items()
+        name: torch.empty(found.size, dtype=_target(found.properties.dtype, read_as))
+        for name, found in stored.items()
         if name.startswith(NETWORK)
     }
     if not tensors:
@@ -115,7 +119,8 @@ def read_policy(directory: Path, dtype: torch.dtype | None = None) -> Tensors:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # which is what we ask for
         load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
-    return {name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()}
+    network = {name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()}
+    return {name: tensor.to(_target(tensor.dtype, dtype)) for name, tensor in lora.merged(network)}
 
 
 def _target(stored: torch.dtype, asked: torch.dtype | None) -> torch.dtype:

@@ -16,6 +16,7 @@ from learner.distributed import whole
 from learner.model_config import ALL_LINEAR
 
 ADAPTER = "default"  # peft's name of the only adapter
+SCALE = "lora_scale"  # the buffer that holds alpha / r, so that a training checkpoint can be merged by itself
 SEED = 0  # of A; the same on all ranks, each of which keeps its shard
 
 
@@ -29,6 +30,7 @@ def add_adapters(network: PreTrainedModel, *, rank: int, alpha: float, targets: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    network.register_buffer(SCALE, torch.tensor(alpha / rank))
 
 
 def _linear_layers(network: PreTrainedModel, targets: Sequence[str]) -> list[str]:
@@ -45,23 +47,34 @@ def _linear_layers(network: PreTrainedModel, targets: Sequence[str]) -> list[str
     return [name for name in layers if ALL_LINEAR in targets or name.rpartition(".")[2] in targets]
 
 
-def merged(network: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer whole, by its HF name, adapters added to a copy of their weights. Collective."""
-    state = network.state_dict()
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+def merged(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state of a network under plain HF names: adapters are added to a copy of their weights. Collective.
+
+    `state` holds whole or sharded tensors; those that are yielded are whole. Without adapters they are as they are.
+    """
+    scale = float(state[SCALE]) if SCALE in state else 0.0
     for name, tensor in state.items():
-        layer_name, base, own = name.partition(".base_layer.")
+        layer, base, own = name.partition(".base_layer.")
         if base:
             weight = whole(tensor)
             if own == "weight":
-                weight = weight + _product(state, layer_name, layers[layer_name])
-            yield f"{layer_name}.{own}", weight
-        elif ".lora_" not in name:
+                down, up = (whole(state[f"{layer}.{which}.{ADAPTER}.weight"]) for which in ("lora_A", "lora_B"))
+                weight = weight + scale * (up @ down)  # [O, I]
+            yield f"{layer}.{own}", weight
+        elif ".lora_" not in name and name != SCALE:
             yield name, whole(tensor)
 
 
-def _product(state: Mapping[str, torch.Tensor], name: str, layer: LoraLayer) -> torch.Tensor:
-    """(alpha / r) · B · A of one layer, [O, I]."""
-    down, up = (whole(state[f"{name}.{which}.{ADAPTER}.weight"]) for which in ("lora_A", "lora_B"))  # [r, I], [O, r]
-    scale: float = layer.scaling[ADAPTER]
-    return scale * (up @ down)
+def demand_own_scale(network: nn.Module) -> None:
+    """Refuse adapters that were trained with another scale than this network computes with. Raises `ValueError`."""
+    stored = dict(network.named_buffers()).get(SCALE)
+    layer = next((module for module in network.modules() if isinstance(module, LoraLayer)), None)
+    if (
+        stored is not None
+        and layer is not None
+        and float(stored) != (own := float(torch.tensor(layer.scaling[ADAPTER])))
+    ):
+        raise ValueError(
+            f"policy.lora_alpha: adapters count {own:g} times, but were trained to count {float(stored):g} times; use "
+            "the policy.lora_alpha of the run that is taken up"
+        )

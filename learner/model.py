@@ -129,5 +129,7 @@ def full_state(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer whole, by its HF name, `lm_head.weight` also when tied. Collective over the ranks.
 
     LoRA adapters are part of the weights beside which they stand; the weights that are trained do not change by this.
+    Raises `ValueError` when adapters were restored that had another `lora_alpha`.
     """
-    return lora.merged(policy.network)
+    lora.demand_own_scale(policy.network)
+    return lora.merged(policy.network.state_dict())

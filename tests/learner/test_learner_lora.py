@@ -10,11 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from learner import batch, export, model, optimizer
 from learner.batch import MicroBatch, TrainingSequence
+from learner.checkpoint import Checkpoints
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks, whole
 from learner.model import Policy, full_state
 from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
+from learner.progress import Progress
 
 CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)]
 Build = Callable[[str, bool], Path]
@@ -160,3 +162,57 @@ def test_adapters_train_with_bfloat16_compute_and_float32_masters(
     policy = adapted(model_directory("llama", True), ranks, param_dtype="bfloat16", activation_checkpointing=True)
     train(policy, [batch.assemble(make_sequences([8, 5]), ranks.device)], 2)
     assert all(tensor.dtype == torch.float32 for tensor in dict(full_state(policy)).values())
+
+
+@pytest.fixture
+def saved(ranks: Ranks, model_directory: Build, make_sequences: Make, tmp_path: Path) -> tuple[Checkpoints, Policy]:
+    """A training checkpoint of adapters after some steps, and their policy."""
+    directory = model_directory("llama", True)
+    policy = adapted(directory, ranks)
+    steps = train(policy, [batch.assemble(make_sequences([8, 5]), ranks.device)], 2)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ranks, directory, keep=1, write_seconds=60)
+    checkpoints.save(policy, steps, Progress(policy_version=2, optimizer_steps=2))
+    checkpoints.finish()
+    return checkpoints, policy
+
+
+@pytest.mark.parametrize("dtype", ["", "bfloat16"])
+def test_a_training_checkpoint_of_adapters_is_exported_as_the_model_that_was_published(
+    dtype: str, saved: tuple[Checkpoints, Policy], tmp_path: Path
+) -> None:
+    checkpoints, policy = saved
+    export.export(checkpoints.directory / "step_00000002", tmp_path / "out", dtype)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    truth = {name: tensor.to(getattr(torch, dtype or "float32")) for name, tensor in full_state(policy)}
+    assert set(found) == set(truth)
+    assert [name for name in truth if not torch.equal(found[name], truth[name])] == []
+
+
+def restored(saved: tuple[Checkpoints, Policy], ranks: Ranks, directory: Path, **options: object) -> Policy:
+    policy = adapted(directory, ranks, **options)
+    path = saved[0].latest()
+    assert path is not None
+    saved[0].restore(policy, optimizer.build(policy, OptimizerConfig()), path)
+    return policy
+
+
+def test_a_run_is_taken_up_with_its_adapters(
+    saved: tuple[Checkpoints, Policy], ranks: Ranks, model_directory: Build
+) -> None:
+    again = dict(full_state(restored(saved, ranks, model_directory("llama", True))))
+    assert all(torch.equal(again[name], tensor) for name, tensor in full_state(saved[1]))
+
+
+def test_a_run_is_not_taken_up_with_another_scale_of_its_adapters(
+    saved: tuple[Checkpoints, Policy], ranks: Ranks, model_directory: Build
+) -> None:
+    policy = restored(saved, ranks, model_directory("llama", True), lora_alpha=16.0)
+    with pytest.raises(ValueError, match=r"policy\.lora_alpha: adapters count 4 times, but were trained to count 8"):
+        next(full_state(policy))
+
+
+def test_a_run_is_not_taken_up_with_another_rank(
+    saved: tuple[Checkpoints, Policy], ranks: Ranks, model_directory: Build
+) -> None:
+    with pytest.raises(ValueError, match=r"is a checkpoint of another model: .*lora_A"):
+        restored(saved, ranks, model_directory("llama", True), lora_rank=2)
