@@ -10,8 +10,9 @@ state. Nothing here waits: who waits for what is `waiting_for`.
 """
 
 import heapq
+import itertools
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -180,9 +181,8 @@ class Stream:
     def _fresh_group(self) -> Group | None:
         if self.exhausted or not self.fingerprints or not self._may_grant():
             return None
-        if self._spent and self._spent[0].first == self._next_task:
-            self._next_task = self._spent.popleft().last + 1  # no range follows at once: there are gaps between them
-        group_id, size = self._next_unretired(), self.config.group_size
+        passed_over, group_id = self._next_index()
+        size = self.config.group_size
         if group_id is None:
             rate = f"{100 * self.retirement.pass_rate:g} %"
             self.exhausted = f"all tasks are retired: each was solved in at least {rate} of its rollouts"
@@ -194,24 +194,40 @@ class Stream:
         seeds = sample_seeds(self.seed, group_id, size)
         group = Group(group_id, task, self.version, seeds, [Sample() for _ in range(size)])
         self.groups[group_id] = group
-        self.counts["tasks_skipped"] += group_id - self._next_task
+        self.counts["tasks_skipped"] += passed_over
         self._next_task = group_id + 1
+        while self._spent and self._spent[0].last < group_id:
+            self._spent.popleft()
         self.granted += 1
         return group
 
-    def _next_unretired(self) -> int | None:
-        """The next index whose task is not retired; None when a whole epoch holds none.
+    def _next_index(self) -> tuple[int, int | None]:
+        """The next index that was not consumed before a restart and whose task is not retired, and how many retired
+        ones come before it. None when a whole epoch holds none.
 
         What is passed over is counted only with the group that comes of it, so that a journal may leave out the calls
         that granted nothing.
         """
-        retired = self.retirement.retired
+        retired, indexes = self.retirement.retired, self._unspent()
         if not retired:
-            return self._next_task
+            return 0, next(indexes)
         assert self.tasks.epoch_size, "only tasks that come again retire"
-        stretch = 2 * self.tasks.epoch_size - 1  # wherever it begins, it holds a whole epoch
-        indexes = range(self._next_task, self._next_task + stretch)
-        return next((index for index in indexes if self.tasks.task_id(index) not in retired), None)
+        last_spent = self._spent[-1].last if self._spent else -1
+        end = max(self._next_task, last_spent + 1) + 2 * self.tasks.epoch_size - 1  # behind it was a whole epoch
+        for passed_over, index in enumerate(indexes):
+            if index >= end:
+                break
+            if self.tasks.task_id(index) not in retired:
+                return passed_over, index
+        return 0, None
+
+    def _unspent(self) -> Iterator[int]:
+        """The indexes from the next one on that were not consumed before a restart, without end."""
+        index = self._next_task
+        for spent in self._spent:
+            yield from range(index, spent.first)
+            index = max(index, spent.last + 1)
+        yield from itertools.count(index)
 
     def _may_grant(self) -> bool:
         return self.granted < self.admission_limit

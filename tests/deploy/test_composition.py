@@ -99,6 +99,8 @@ def test_only_the_broker_gets_the_metrics_port() -> None:
         (["placement=best"], "placement=best: must be one of auto, none"),
         (["view=3d"], "view=3d: must be one of auto, rich, plain, none"),
         (["actors=-1"], "actors=-1: must be 0 (they join by hand) or more"),
+        (["resume=true", "overwrite=true"], "resume=true with overwrite=true: the run to go on with would be cleared"),
+        (["checkpoint.keep=0"], "checkpoint.keep=0: must be at least 1"),
         (["end_seconds=0"], "end_seconds=0.0: must be more than 0 seconds"),
         (["stream.group_size=1"], "stream.group_size=1: a group-relative advantage needs at least 2 rollouts"),
         (["loss.name=dpo"], "loss.name=dpo: must be one of ppo_clip, decoupled_ppo"),
@@ -128,6 +130,32 @@ def test_a_directory_that_holds_a_run_is_refused_unless_it_may_be_overwritten(tm
         layout.claim(tmp_path, overwrite=False)
     layout.claim(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_is_resumed_only_where_it_left_a_whole_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "broker.json").write_text("{}")
+    unfinished = tmp_path / "checkpoints" / "step_00000002.partial"
+    unfinished.mkdir(parents=True)
+    sentence = r"resume=true: .* holds no whole checkpoint to go on from; start it anew with overwrite=true"
+    with pytest.raises(ValueError, match=sentence):
+        layout.claim(tmp_path, overwrite=False, resume=True)
+    unfinished.rename(whole := unfinished.with_suffix(""))
+    with pytest.raises(ValueError, match=sentence):
+        layout.claim(tmp_path, overwrite=False, resume=True)
+    (whole / "progress.json").write_text("{}")
+    layout.claim(tmp_path, overwrite=False, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
+    with pytest.raises(ValueError, match=r"go on with it with resume=true, or clear it with overwrite=true"):
+        layout.claim(tmp_path, overwrite=False)
+    layout.claim(tmp_path, overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_learner_resumes_when_the_launcher_does() -> None:
+    for resume in (False, True):
+        whole = tree("experiment=quickstart", f"resume={resume}")
+        assert read_back("learner", layout.role_config_text(whole, "learner")).checkpoint.resume is resume
 
 
 def test_a_directory_whose_run_goes_on_is_refused_even_with_overwrite(tmp_path: Path) -> None:

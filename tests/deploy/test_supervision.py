@@ -100,6 +100,33 @@ def test_a_run_that_finishes_exits_0_and_tells_its_result(start: Start) -> None:
     assert run.living() == []
 
 
+def test_a_resumed_run_keeps_its_cold_start_and_its_files(start: Start, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "progress.json").write_text("{}")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    cold_start = (
+        "model=",
+        "cold_start=true",
+        f"sft.out={tmp_path}",
+        "sft.steps=1000000",
+    )  # its model is tmp_path/model
+    run = start({"learner-0": "finish"}, "resume=true", *cold_start)
+    everyone(run)
+    assert run.end()[0] == 0
+    assert not (run.path / "logs" / "sft-0.log").exists()
+    assert (checkpoint / "progress.json").exists()
+    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert "resume: true" in (run.path / "config" / "run_learner.yaml").read_text()
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(start: Start) -> None:
+    run = start({}, "resume=true")
+    code, _, errors = run.end()
+    assert code == 1
+    assert errors.startswith(f"local: resume=true: {run.path} holds no whole checkpoint to go on from")
+
+
 @pytest.mark.parametrize("name", ["broker-0", "learner-0", "actor-0", "verifier-0"])
 def test_the_violent_death_of_any_role_ends_everything_and_is_named(start: Start, name: str) -> None:
     run = start({})

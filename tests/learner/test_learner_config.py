@@ -40,6 +40,9 @@ REFUSED = {
     "optimizer.weight_decay": (-0.1, "not be below 0"),
     "optimizer.beta1": (1.0, "below 1"),
     "optimizer.beta2": (-0.1, "at least 0"),
+    "checkpoint.every": (-1, "at least 0"),
+    "checkpoint.keep": (0, "at least 1"),
+    "checkpoint.write_seconds": (0.0, "above 0"),
 }
 
 

@@ -16,10 +16,12 @@ from protocol.messages import (
     Consumed,
     Goodbye,
     GroupBatch,
+    GroupRange,
     Heartbeat,
     Hello,
     Message,
     Refusal,
+    Resume,
     RunSpec,
     Sampling,
     Shard,
@@ -112,6 +114,22 @@ def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: 
             np.testing.assert_array_equal(shard.data.view(np.float32), (weight + 2).flatten().numpy())
             actor.send(ShardRequest(version=0, shard=0))
             assert actor.receive(5) == ShardGone(version=0)
+        link.goodbye("enough", finished=True)
+
+
+def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        link.resume(4, (GroupRange(first=0, last=3),))
+        link.publish(snapshot(4, [("w", torch.zeros(2))], None))
+        kinds = []
+        while len(kinds) < 2:
+            received = broker.router.receive(5)
+            assert received is not None
+            if not isinstance(received[1], Heartbeat):
+                kinds.append(received[1])
+        assert kinds[0] == Resume(policy_version=4, consumed=(GroupRange(first=0, last=3),))
+        assert isinstance(kinds[1], WeightManifest)
+        assert broker.expect(Heartbeat).policy_version == 4
         link.goodbye("enough", finished=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.record import Record, describe
+from learner.record import Record, describe, open_record, resume_record
 from protocol.messages import GroupBatch, Rollout, ScoredRollout, Verdict, VersionSpan
 
 MakeBatch = Callable[..., GroupBatch]
@@ -148,3 +148,50 @@ def test_samples_are_the_first_rollout_of_the_first_groups(tmp_path: Path, make_
         "versions": [[span.version, span.tokens] for span in first.rollout.version_spans],
         "truncated": False,
     }
+
+
+def test_a_directory_with_the_steps_of_a_run_is_refused_for_a_new_one(tmp_path: Path) -> None:
+    open_record(tmp_path, samples_per_step=1).step(row(1, 0.5))
+    with pytest.raises(ValueError, match=r"holds the steps of an earlier run.*checkpoint\.resume=true"):
+        open_record(tmp_path, samples_per_step=1)
+
+
+def test_a_resumed_run_forgets_later_steps_and_a_torn_line_and_its_summary_counts_the_whole(
+    tmp_path: Path, make_batch: MakeBatch
+) -> None:
+    record = Record(tmp_path, samples_per_step=2)
+    for step in range(1, 6):
+        record.step(row(step, step / 10))
+        record.samples(step, make_batch(2, 2))
+    record.summary("it was stopped", 9.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "rew')
+    resumed = resume_record(tmp_path, 2, policy_version=3)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in lines(tmp_path / "samples.jsonl")] == [1, 1, 2, 2, 3, 3]
+    assert not (tmp_path / "summary.json").exists()
+    resumed.step(row(4, 0.9))
+    resumed.summary("4 steps are done", 20.0)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["reward_start"], summary["mixed_version_rollouts"]) == (4, 0.1, 8)
+    assert summary["reward_end"] == pytest.approx((0.2 + 0.3 + 0.9) / 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples.jsonl", "summary.json"]
+
+
+def test_a_record_whose_newest_lines_are_lost_is_taken_up_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = Record(tmp_path, samples_per_step=1)
+    record.step(row(1, 0.1))
+    assert [each["step"] for each in resume_record(tmp_path, 1, policy_version=2).rows] == [1]
+    assert "tells of 1 of the 2 steps so far" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["oops", "[1]", "{}"])
+def test_a_garbled_line_of_a_record_is_named(line: str, tmp_path: Path) -> None:
+    record = Record(tmp_path, samples_per_step=1)
+    record.step(row(1, 0.1))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: is no line of a run"):
+        resume_record(tmp_path, 1, policy_version=2)

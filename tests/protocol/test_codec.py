@@ -14,7 +14,16 @@ from protocol import codec, messages
 from protocol.codec import KINDS, decode, encode
 from protocol.errors import MalformedMessage
 from protocol.fields import Array, Json, MaxLength, Range
-from protocol.messages import Heartbeat, LeaseRequest, Message, Rollout, RolloutDone, VersionSpan
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    GroupRange,
+    Heartbeat,
+    LeaseRequest,
+    Message,
+    Rollout,
+    RolloutDone,
+    VersionSpan,
+)
 
 texts = st.text(string.printable, max_size=20)
 json_values = st.recursive(
@@ -74,9 +83,22 @@ def messages_of(kind: type[Any]) -> st.SearchStrategy[Any]:
             chosen["seeds"] = chosen["sample_indexes"]
         if "shards" in chosen:
             chosen |= {"tensors": (), "shards": ()}
+        if kind is GroupRange:
+            chosen["first"], chosen["last"] = sorted(chosen.values())
+        if "consumed" in chosen:
+            chosen["consumed"] = apart(chosen["consumed"])
         return kind(**chosen)
 
     return st.fixed_dictionaries(fields).map(build)
+
+
+def apart(ranges: tuple[GroupRange, ...]) -> tuple[GroupRange, ...]:
+    """The ranges in order, those left out that touch one before them."""
+    kept: list[GroupRange] = []
+    for each in sorted(ranges, key=lambda each: each.first):
+        if not kept or each.first > kept[-1].last + 1:
+            kept.append(each)
+    return tuple(kept)
 
 
 @st.composite
@@ -187,7 +209,7 @@ def test_a_truncated_message_is_malformed(message: Message, data: st.DataObject)
 @settings(max_examples=200, deadline=None)
 @given(any_message, json_values)
 def test_a_wrong_body_never_crashes_the_decoder(message: Message, body: Any) -> None:
-    frames = [msgpack.packb({"offbeat": 1, "kind": message.kind, "body": body}), *frames_of(message)[1:]]
+    frames = [msgpack.packb({"offbeat": PROTOCOL_VERSION, "kind": message.kind, "body": body}), *frames_of(message)[1:]]
     with pytest.raises(MalformedMessage):
         decode(frames)
 
@@ -262,7 +284,7 @@ def test_oversized_messages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_another_protocol_version_is_refused_by_both_numbers() -> None:
     header = msgpack.packb({"offbeat": 99, "kind": "lease_request", "body": {"capacity": 1}})
-    with pytest.raises(MalformedMessage, match="protocol version 99, this side speaks 1"):
+    with pytest.raises(MalformedMessage, match=f"protocol version 99, this side speaks {PROTOCOL_VERSION}"):
         decode([header])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zmq
 
-from protocol.messages import Heartbeat, LeaseRequest, Shard
+from protocol.messages import PROTOCOL_VERSION, Heartbeat, LeaseRequest, Shard
 from protocol.sockets import Dealer, Rejected, Router
 
 
@@ -32,15 +32,26 @@ def test_messages_go_both_ways(pair: tuple[Router, Dealer]) -> None:
     assert not shard.data.flags.writeable
 
 
+def header(kind: str, body: dict[str, object], version: int = PROTOCOL_VERSION) -> bytes:
+    packed: bytes = msgpack.packb({"offbeat": version, "kind": kind, "body": body})
+    return packed
+
+
 @pytest.mark.parametrize(
     ("frames", "field"),
     [
         ([b"\xc1"], "header"),
         ([b""], "header"),
-        ([msgpack.packb({"offbeat": 2, "kind": "heartbeat", "body": {}})], "offbeat"),
-        ([msgpack.packb({"offbeat": 1, "kind": "exec", "body": {}})], "kind"),
-        ([msgpack.packb({"offbeat": 1, "kind": "lease_request", "body": {"capacity": "x"}})], "capacity"),
-        ([msgpack.packb({"offbeat": 1, "kind": "lease_request", "body": {"capacity": 1}}), b"more"], "frames"),
+        ([header("heartbeat", {}, version=PROTOCOL_VERSION + 1)], "offbeat"),
+        ([header("exec", {})], "kind"),
+        (
+            [header("lease_request", {"capacity": "x"})],
+            "capacity",
+        ),
+        (
+            [header("lease_request", {"capacity": 1}), b"more"],
+            "frames",
+        ),
     ],
 )
 def test_a_malformed_message_names_field_and_peer_and_the_next_one_arrives(

@@ -104,7 +104,7 @@ class World:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.stream.published(0, fingerprint(0))
+        self.stream.published(self.stream.version, fingerprint(self.stream.version))
         self.actors = {f"a{index}": [] for index in range(3)}
         self.verifiers = {f"v{index}": [] for index in range(2)}
 

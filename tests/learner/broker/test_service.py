@@ -21,6 +21,7 @@ from protocol.messages import (
     Consumed,
     Goodbye,
     GroupBatch,
+    GroupRange,
     Heartbeat,
     Hello,
     Lease,
@@ -28,6 +29,7 @@ from protocol.messages import (
     LeaseRequest,
     Message,
     Refusal,
+    Resume,
     Rollout,
     RolloutDone,
     Verdict,
@@ -164,6 +166,32 @@ def test_a_late_actor_gets_the_newest_manifest_at_once(running: Running) -> None
     actor = running.join("actor")
     actor.expect(Welcome)
     assert actor.expect(WeightManifest).version == 2
+
+
+def test_a_run_that_is_resumed_leases_only_what_was_not_trained(running: Running) -> None:
+    learner, actor = running.join("learner"), running.join("actor")
+    learner.expect(Welcome)
+    actor.expect(Welcome)
+    actor.send(LeaseRequest(capacity=2))
+    learner.send(Resume(policy_version=3, consumed=(GroupRange(first=0, last=1), GroupRange(first=3, last=3))))
+    learner.send(manifest(3))
+    assert actor.expect(WeightManifest).version == 3
+    lease = actor.expect(Lease)
+    assert (lease.group_id, lease.min_version) == (2, 3)
+    learner.send(BatchRequest(policy_version=3))
+    late = running.join("actor", "late")
+    assert late.expect(Welcome).policy_version == 3
+    learner.send(Resume(policy_version=4, consumed=(GroupRange(first=0, last=3),)))
+    refusal = learner.expect(Refusal)
+    assert refusal.fatal
+    assert "too late" in refusal.problem
+
+
+def test_only_the_learner_may_resume_a_run(running: Running) -> None:
+    actor = running.join("actor")
+    actor.expect(Welcome)
+    actor.send(Resume(policy_version=1, consumed=(GroupRange(first=0, last=0),)))
+    assert actor.expect(Refusal).problem == "is not for the role actor to send"
 
 
 def test_names_are_unique_and_there_is_one_learner(running: Running) -> None:

@@ -10,7 +10,8 @@ from stream_world import NumberedTasks, World, equal_rewards, fingerprint, finis
 from learner.broker.config import StreamConfig
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream
-from protocol.messages import LeaseFailed, VerifyDone
+from learner.group_ranges import merged
+from protocol.messages import GroupRange, LeaseFailed, VerifyDone
 
 
 @settings(max_examples=100, deadline=None)
@@ -280,3 +281,101 @@ def test_finite_tasks_end_the_stream() -> None:
     stream.published(1, fingerprint(1))
     stream.consumed(1, [0, 1])
     assert stream.dry
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    max_staleness=st.integers(0, 4),
+    groups_per_step=st.integers(1, 5),
+    before=st.integers(0, 5),
+    size=st.one_of(st.none(), st.integers(0, 12)),
+)
+def test_after_a_restart_the_rest_is_trained_holes_included_nothing_twice_and_no_token_too_old(
+    seed: int, max_staleness: int, groups_per_step: int, before: int, size: int | None
+) -> None:
+    chance = random.Random(seed)
+    total = before * groups_per_step
+    consumed = sorted(chance.sample(range(total + 10), total))
+    finite = None if size is None else total + 10 + size
+    stream = Stream(
+        NumberedTasks(finite),
+        StreamConfig(max_staleness=max_staleness, groups_per_step=groups_per_step, group_size=2),
+        seed=0,
+    )
+    stream.resume(before, merged((), consumed))
+    world = World(stream, chance, death_rate=0.02, void_rate=0.0)
+    for _ in range(20_000):
+        world.turn()
+        assert stream.granted <= stream.admission_limit
+        assert stream.granted == stream.consumed_groups + len(stream.groups)
+        if stream.dry or stream.version >= before + 6:
+            break
+    assert stream.dry or stream.version == before + 6, f"stuck: {stream.waiting_for}"
+    assert world.oldest <= max_staleness
+    assert not set(world.trained) & set(consumed)
+    assert len(world.trained) == len(set(world.trained)) == (stream.version - before) * groups_per_step
+    assert stream.consumed_groups == stream.version * groups_per_step
+    reached = set(range(stream._next_task)) - set(consumed)
+    assert set(world.trained) | set(stream.groups) <= reached
+    assert len(reached) == len(world.trained) + len(stream.groups) + sum(stream.dropped.values()), "no hole is left out"
+
+
+def test_a_resumed_stream_leases_the_holes_first_and_then_what_follows() -> None:
+    stream = Stream(NumberedTasks(), StreamConfig(max_staleness=0, groups_per_step=4, group_size=2), seed=0)
+    stream.resume(2, merged((), [0, 1, 3, 4, 5, 8, 9, 12]))
+    assert (stream.version, stream.granted, stream.consumed_groups) == (2, 8, 8)
+    stream.published(2, fingerprint(2))
+    leases = [stream.grant("a", 1000, 0.0) for _ in range(5)]
+    assert [lease.group_id for lease in leases if lease] == [2, 6, 7, 10]
+    for lease in leases[:4]:
+        assert lease is not None
+        assert lease.min_version == 2
+        finish(stream, lease)
+    groups = stream.batch(2)
+    assert groups is not None
+    stream.published(3, fingerprint(3))
+    stream.consumed(3, [group.group_id for group in groups])
+    more = [stream.grant("a", 1000, 0.0) for _ in range(4)]
+    assert [lease.group_id for lease in more if lease] == [11, 13, 14, 15]
+
+
+def test_groups_have_the_same_seeds_before_and_after_a_restart() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=3)
+    straight = [stream.grant("a", 100, 0.0) for _ in range(4)]
+    again = Stream(NumberedTasks(), StreamConfig(groups_per_step=1, group_size=2, max_staleness=3), seed=0)
+    again.resume(1, (GroupRange(first=1, last=1),))
+    again.published(1, fingerprint(1))
+    resumed = [again.grant("a", 100, 0.0) for _ in range(3)]
+    assert [(lease.group_id, lease.seeds) for lease in resumed if lease] == [
+        (lease.group_id, lease.seeds) for lease in straight if lease and lease.group_id != 1
+    ]
+
+
+def test_a_stream_that_has_begun_is_not_resumed() -> None:
+    consumed = (GroupRange(first=0, last=1),)
+    with pytest.raises(InvalidEvent, match="policy_version: 1 comes too late: the stream has begun"):
+        new_stream(groups_per_step=2).resume(1, consumed)
+    stream = Stream(NumberedTasks(), StreamConfig(groups_per_step=2), seed=0)
+    stream.resume(1, consumed)
+    with pytest.raises(InvalidEvent, match="comes too late"):
+        stream.resume(1, consumed)
+
+
+def test_a_checkpoint_of_another_batch_size_is_refused() -> None:
+    stream = Stream(NumberedTasks(), StreamConfig(groups_per_step=3), seed=0)
+    with pytest.raises(InvalidEvent, match=r"holds 4 groups, 2 steps of 3 take 6: stream\.groups_per_step must stay"):
+        stream.resume(2, (GroupRange(first=0, last=3),))
+    assert (stream.version, stream.granted) == (0, 0)
+
+
+def test_what_was_consumed_before_a_restart_does_not_come_again_behind_retired_tasks() -> None:
+    config = StreamConfig(max_staleness=9, groups_per_step=3, group_size=2)
+    retirement = Retirement(pass_rate=1.0, after=2)
+    stream = Stream(NumberedTasks(epoch_size=4), config, seed=0, retirement=retirement)
+    stream.resume(2, merged((), [1, 2, 5, 6, 7, 9]))
+    stream.published(2, fingerprint(2))
+    retirement.finished(NumberedTasks(epoch_size=4).task_id(3) or "", [1.0, 1.0])  # it would be at 4 and at 11 too
+    leases = [stream.grant("a", 1000, 0.0) for _ in range(5)]
+    assert [lease.group_id for lease in leases if lease] == [0, 8, 10, 13, 14]
+    assert stream.counts["tasks_skipped"] == 4

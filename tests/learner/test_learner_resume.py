@@ -1,0 +1,178 @@
+"""The whole learner, stopped and taken up again: files, totals and weights are those of one that never stopped."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from learner import __main__ as command
+from learner import model, optimizer
+from learner.checkpoint import Checkpoints
+from learner.config import LearnerRoot
+from learner.distributed import Ranks
+from learner.loop import Learner
+from learner.progress import Progress
+from learner.record import open_record, resume_record
+from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling
+
+Build = Callable[[str, bool], Path]
+GROUPS = 2
+RUN = RunSpec(
+    name="r",
+    model="m",
+    seed=0,
+    group_size=3,
+    groups_per_step=GROUPS,
+    max_staleness=0,
+    sampling=Sampling(temperature=1.0, top_p=1.0, max_tokens=12),
+)
+
+
+class Killed(Exception):
+    """What a kill -9 looks like from inside the test's process."""
+
+
+class Broker:
+    """Plays link and broker: a batch depends on its version alone. It counts what it has sent, anew in each part."""
+
+    def __init__(self, make_batch: Callable[..., GroupBatch], killed_at: int = -1) -> None:
+        self.make_batch = make_batch
+        self.killed_at = killed_at
+        self.heard: list[Any] = []
+        self.tokens = 0
+
+    def next_batch(self, version: int, seconds: float) -> GroupBatch | Goodbye:
+        if version == self.killed_at:
+            raise Killed
+        made = self.make_batch(GROUPS, RUN.group_size, seed=version, version=version + 2)
+        groups = tuple(
+            dataclasses.replace(group, group_id=GROUPS * version + place) for place, group in enumerate(made.groups)
+        )
+        self.tokens += sum(len(item.rollout.token_ids) for group in groups for item in group.scored)
+        stats = dataclasses.replace(made.stats, generated_tokens=self.tokens, verdicts=self.tokens)
+        return dataclasses.replace(made, groups=groups, stats=stats)
+
+    def resume(self, policy_version: int, consumed: tuple[GroupRange, ...]) -> None:
+        self.heard.append((policy_version, consumed))
+
+    def publish(self, taken: Any) -> None:
+        self.heard.append(taken.version)
+
+    def consumed(self, policy_version: int, group_ids: tuple[int, ...]) -> None:
+        pass
+
+    def show(self, **gauges: float) -> None:
+        pass
+
+
+@pytest.fixture
+def learn(
+    ranks: Ranks, model_directory: Build, make_batch: Callable[..., GroupBatch]
+) -> Callable[..., tuple[Learner, Broker]]:
+    """Runs a learner in a directory until it ends or is killed, or goes on with one."""
+
+    def run(directory: Path, *, resume: bool = False, killed_at: int = -1, **changed: Any) -> tuple[Learner, Broker]:
+        source = model_directory("llama", True)
+        config = LearnerRoot(model=str(source))
+        config.run.dir = str(directory)
+        config.learner.steps, config.optimizer.lr = 7, 1e-3
+        config.checkpoint.every, config.checkpoint.resume = 2, resume
+        for name, value in changed.items():
+            setattr(config.learner, name, value)
+        policy = model.load(source, ranks, param_dtype="float32", chunk=16)
+        steps = optimizer.build(policy, config.optimizer)
+        checkpoints = Checkpoints(directory / "checkpoints", ranks, source, keep=2, write_seconds=60)
+        restored = command.restore(config, checkpoints, policy, steps)
+        opened = resume_record(directory, 2, restored.policy_version) if resume else open_record(directory, 2)
+        broker = Broker(make_batch, killed_at)
+        learner = Learner(config, RUN, ranks, policy, steps, broker, opened, checkpoints, restored)  # type: ignore[arg-type]
+        try:
+            learner.train()
+        except Killed:
+            checkpoints.finish()
+        return learner, broker
+
+    return run
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file without what depends on the clock."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "second" not in name and name != "time_s"} for row in rows]
+
+
+def test_a_run_that_was_killed_and_resumed_twice_leaves_what_one_leaves_that_never_stopped(
+    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path
+) -> None:
+    whole, _ = learn(tmp_path / "whole")
+    learn(tmp_path / "parts", killed_at=3)
+    _, second = learn(tmp_path / "parts", resume=True, killed_at=5)
+    assert second.heard[:2] == [(2, (GroupRange(first=0, last=3),)), 2], "it says where it goes on, then publishes that"
+    last, third = learn(tmp_path / "parts", resume=True)
+    assert third.heard[0] == (4, (GroupRange(first=0, last=7),))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert timeless(tmp_path / "parts" / name) == timeless(tmp_path / "whole" / name)
+    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("whole", "parts")]
+    assert summaries[0].pop("seconds") > 0
+    assert summaries[1].pop("seconds") > 0
+    assert summaries[0] == summaries[1]
+    assert summaries[1]["generated_tokens"] == summaries[1]["trained_tokens"] > 0
+    times = [json.loads(line)["time_s"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert times == sorted(times)
+    assert (last.totals, last.rewards, last.consumed) == (whole.totals, whole.rewards, whole.consumed)
+    one, other = (load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    kept = sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir())
+    assert kept == ["step_00000006", "step_00000007"], "every second step and the last, two of them kept"
+
+
+def test_a_window_that_is_shorter_after_a_restart_keeps_the_newest_rewards(
+    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path
+) -> None:
+    first, _ = learn(tmp_path, killed_at=4)
+    rewards = list(first.rewards)
+    second, _ = learn(tmp_path, resume=True, killed_at=4, target_window=2)
+    assert list(second.rewards) == rewards[-2:]
+
+
+@pytest.mark.parametrize(
+    ("resume", "steps", "prepare", "sentence"),
+    [
+        (True, 9, shutil.rmtree, "checkpoint.resume=true: run.dir={} holds no whole checkpoint to go on from"),
+        (False, 9, lambda path: None, "run.dir={}: holds checkpoints of an earlier run; choose another run.name"),
+        (
+            True,
+            2,
+            lambda path: None,
+            "nothing is left to do after {}/checkpoints/step_00000002: 2 steps are done",
+        ),
+    ],
+)
+def test_what_cannot_be_resumed_or_begun_is_refused_with_the_cure(
+    resume: bool,
+    steps: int,
+    prepare: Callable[[Path], object],
+    sentence: str,
+    ranks: Ranks,
+    model_directory: Build,
+    tmp_path: Path,
+) -> None:
+    source = model_directory("llama", True)
+    policy = model.load(source, ranks, param_dtype="float32", chunk=16)
+    config = LearnerRoot(model=str(source))
+    config.run.dir, config.learner.steps, config.checkpoint.resume = str(tmp_path), steps, resume
+    adam = optimizer.build(policy, config.optimizer)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ranks, source, keep=2, write_seconds=60)
+    checkpoints.save(policy, adam, Progress(policy_version=2))
+    checkpoints.finish()
+    prepare(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=re.escape(sentence.format(tmp_path))):
+        command.restore(config, checkpoints, policy, adam)
