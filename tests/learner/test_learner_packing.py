@@ -74,7 +74,7 @@ def alone(request: pytest.FixtureRequest, make_sequences: Make) -> Alone:
     gradient = {name: each.grad for name, each in plain.named_parameters() if each.grad is not None}
     network = network_of(request.param, attention.NAME)
     attention.check_packable(network)
-    return Alone(Policy(network, chunk=1024), sequences, logprobs, gradient)
+    return Alone(Policy(network, chunk=1024, fp32_head=False), sequences, logprobs, gradient)
 
 
 @settings(max_examples=10)
