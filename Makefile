@@ -20,10 +20,10 @@ INSTALL := $(PIP) install --quiet $(PIP_ARGS) -e '.[$(EXTRA),dev]'
 STRAY := torchvision torchaudio torchcodec triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint report options clean
+.PHONY: help setup quickstart test test-slow lint report options clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## build .venv and install everything (again only when pyproject.toml changes)
 
@@ -53,6 +53,9 @@ quickstart: setup  ## a whole run on this machine: cold start, then GRPO to a re
 
 test: setup  ## every test that needs no GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not gpu and not slow'
+
+test-slow: setup  ## the tests that run longer (compilers, many ranks)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .
