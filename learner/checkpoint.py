@@ -30,7 +30,7 @@ log = logging.getLogger("learner")
 class Checkpoints:
     """The training checkpoints in `directory`, the newest `keep` of them. Every method but `finish` is collective.
 
-    `source` is the HF checkpoint from which the run began: its tokenizer goes along.
+    All ranks see the same directory. `source` is the HF checkpoint from which the run began: its tokenizer goes along.
     """
 
     def __init__(self, directory: Path, ranks: Ranks, source: Path, *, keep: int, write_seconds: float) -> None:
