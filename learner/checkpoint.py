@@ -30,8 +30,8 @@ log = logging.getLogger("learner")
 class Checkpoints:
     """The training checkpoints in `directory`, the newest `keep` of them. Every method but `finish` is collective.
 
-    `source` is the HF checkpoint from which the run began: its tokenizer goes along. `reference` is given when it
-    changes in the course of a run: then it is part of a checkpoint.
+    All ranks see the same directory. `source` is the HF checkpoint from which the run began: its tokenizer goes along.
+    `reference` is given when it changes in the course of a run: then it is part of a checkpoint.
     """
 
     def __init__(

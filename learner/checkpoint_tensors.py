@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -29,13 +29,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from learner import lora
+from learner.checkpoint_shards import ShardWriter
 from learner.distributed import Ranks
 from learner.model import Policy
 from learner.optimizer import Optimizer
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
-FILE_BYTES = 2**31  # after about as many bytes a rank begins another file, each of which is put together in memory
 POLICY, OPTIMIZER, REFERENCE, RANDOM = "policy.", "optimizer.", "reference.", "random."
 NETWORK = f"{POLICY}network."  # what follows is the HF name
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -55,11 +55,7 @@ def snapshot(policy: Policy, optimizer: Optimizer, reference: Policy | None, ran
 
 def write(directory: Path, tensors: Tensors, group: dist.ProcessGroup) -> None:
     """Write this rank's shards to `directory`. Collective over `group`; when it returns all ranks have written."""
-    ranks = dist.get_world_size(group)
-    writer = HuggingFaceStorageWriter(
-        str(directory), fqn_to_index_mapping=_files(tensors, ranks), save_distributed=True
-    )
-    save(tensors, storage_writer=writer, process_group=group)
+    save(tensors, storage_writer=ShardWriter(directory), process_group=group)
 
 
 def read(
@@ -145,19 +141,6 @@ def _random_states(ranks: Ranks) -> Tensors:
     if ranks.device.type == "cuda":
         states[f"{RANDOM}{ranks.rank}.cuda"] = torch.cuda.get_rng_state(ranks.device)
     return states
-
-
-def _files(tensors: Tensors, ranks: int) -> dict[str, int]:
-    """The number of the file, from 1, for every tensor of every rank."""
-    places: dict[str, int] = {}
-    file, filled = 1, 0
-    for name, tensor in tensors.items():
-        if filled >= FILE_BYTES * ranks:
-            file, filled = file + 1, 0
-        places[name] = file
-        filled += tensor.numel() * tensor.element_size()
-    others = {f"{RANDOM}{rank}.{device}": file for rank in range(ranks) for device in ("cpu", "cuda")}
-    return others | places
 
 
 def _stored(directory: Path) -> dict[str, TensorStorageMetadata]:
