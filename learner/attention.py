@@ -8,13 +8,14 @@ right, so that a causal token never sees it.
 transformers builds a mask only for implementations of which it knows one, so none of [M, M] is ever made for this one.
 What a model asks of its attention and this function lacks is refused, never ignored.
 
-Legend: M packed tokens, S sequences, H heads of queries, K heads of keys and values, D head size; R rows of a run, L
-their padded length.
+Legend: M packed tokens, S sequences, H heads of queries, K heads of keys and values, D head size, E hidden size; R rows
+of a run, L their padded length.
 """
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ import torch
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 NAME = "offbeat_packed"
 SIMILAR = 0.75  # a run holds sequences at least this long, relative to its longest
 KERNEL_HEAD_SIZE = 256  # the largest that the varlen kernel takes, in steps of 8
 KERNEL_SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # since torch 2.12
+ROUNDING = 1e-4  # of the largest hidden state: less is the order of float32 sums, 1e-6 as a rule; a leak is 1e-2
 HARMLESS = {"position_ids", "cache_position"}  # keywords of a layer that arrive here and ask nothing of attention
 
 
@@ -163,11 +165,11 @@ def by_kernel(
 ) -> torch.Tensor:
     """Attention [M, H, D] by torch's varlen kernel."""
     options: dict[str, Any] = {}
-    share = query.shape[1] // key.shape[1]
-    if share > 1 and KERNEL_SHARES_HEADS:
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1 and KERNEL_SHARES_HEADS:
         options["enable_gqa"] = True
-    elif share > 1:
-        key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
+    elif shared > 1:
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     attended = varlen_attn(
         query.contiguous(),
         key.contiguous(),
@@ -201,12 +203,15 @@ def by_rectangles(
 
 def attend_run(run: Run, packed: list[torch.Tensor], scaling: float | None, window: int | None) -> torch.Tensor:
     """Attention [tokens, H, D] within the rows of one rectangle; `packed` are its queries, keys and values."""
-    query, key, value = (  # [R, H or K, L, D]
+    query, key, value = (  # [R, H, L, D], [R, K, L, D] twice
         (states if run.source is None else states.index_select(0, run.source))
         .reshape(run.rows, run.length, *states.shape[1:])
         .transpose(1, 2)
         for states in packed
     )
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1 and query.is_cuda:  # of its kernels for float32 none shares heads, and all pairs would be in memory
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     mask = None
     if window is not None and window < run.length:
         ones = torch.ones(run.length, run.length, dtype=torch.bool, device=query.device)
@@ -230,25 +235,40 @@ def check_packable(network: PreTrainedModel) -> None:
     Raises `ValueError` where a layer asks its attention for what it lacks, has a mask of another shape, or mixes
     tokens by other means than attention (convolutions, recurrent states).
     """
-    known = {"full_attention", "sliding_attention"}
     described = network.config.get_text_config()
-    if strange := set(getattr(described, "layer_types", None) or ()) - known:
+    if strange := set(getattr(described, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"{described.model_type}: layers of {', '.join(sorted(strange))} cannot be trained packed")
-    device = network.device
-    packing = pack([2, 2], device)
-    position_ids = torch.tensor([[0, 1, 0, 1]], device=device)
-    with torch.no_grad():
-        alone, beside = (  # [2, H]: the second sequence, after either of two others
-            network.base_model(
-                input_ids=torch.tensor([[*other, 0, 1]], device=device),
-                position_ids=position_ids,
-                packing=packing,
-                use_cache=False,
-            ).last_hidden_state[0, 2:]
-            for other in ((0, 1), (1, 0))
-        )
-    if not torch.allclose(alone, beside, rtol=0, atol=1e-4 * float(alone.abs().max()), equal_nan=True):
+    alone, packed = (hidden_states(network, sequences) for sequences in ([[0, 1]], [[2, 3], [0, 1]]))
+    if not torch.allclose(alone, packed[2:], rtol=0, atol=ROUNDING * float(alone.abs().max()), equal_nan=True):
         raise ValueError(f"{described.model_type}: packed sequences see each other in some layer, it cannot be trained")
+
+
+@torch.no_grad()
+def hidden_states(network: PreTrainedModel, sequences: list[list[int]]) -> torch.Tensor:
+    """The last hidden states [M, E] of packed sequences of token ids."""
+    lengths = [len(sequence) for sequence in sequences]
+    states: torch.Tensor = network.base_model(
+        input_ids=torch.tensor([list(chain(*sequences))], device=network.device),
+        position_ids=torch.tensor([list(chain(*map(range, lengths)))], device=network.device),
+        packing=pack(lengths, network.device),
+        use_cache=False,
+    ).last_hidden_state
+    return states[0]
+
+
+def check_lengths(described: PretrainedConfig, packing: Packing) -> None:
+    """Raise `ValueError` where the rotary frequencies of all sequences would follow the longest among them."""
+    rotary = getattr(described, "rope_parameters", None) or {}
+    for each in (rotary, *rotary.values()):  # one for all layers, or one a type of layer
+        kind = each.get("rope_type") if isinstance(each, dict) else None
+        if kind not in ("dynamic", "longrope"):
+            continue
+        bound = each.get("original_max_position_embeddings") or described.max_position_embeddings
+        if packing.longest > bound:
+            raise ValueError(
+                f"{described.model_type}: {kind} positions depend on the company of a sequence beyond {bound} tokens, "
+                f"one has {packing.longest}; sample fewer"
+            )
 
 
 AttentionInterface.register(NAME, packed_attention)

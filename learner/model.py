@@ -38,8 +38,10 @@ class Policy(nn.Module):
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [N] float32 of the completion tokens, in the sampler's convention, and entropies [N].
 
-        The sequences are packed in one row; positions restart at each, and attention keeps them apart.
+        The sequences are packed in one row; positions restart at each, and attention keeps them apart. Raises
+        `ValueError` where something else of the network would not.
         """
+        attention.check_lengths(self.network.config.get_text_config(), batch.packing)
         backbone, head = self.network.base_model, self.network.get_output_embeddings()
         hidden = backbone(
             input_ids=batch.input_ids.unsqueeze(0),

@@ -68,6 +68,59 @@ def test_attention_and_its_gradient_equal_a_plain_loop(lengths: list[int], share
         torch.testing.assert_close(mine, theirs)
 
 
+def documented_kernel(
+    query: torch.Tensor,  # [M, H, D]
+    key: torch.Tensor,  # [M, K, D]
+    value: torch.Tensor,  # [M, K, D]
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What torch says of varlen_attn, where flash-attention's window counts the tokens before each."""
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    assert cu_seq_q is cu_seq_k
+    assert cu_seq_q.dtype == torch.int32
+    lengths = cu_seq_q.diff().tolist()
+    assert max_q == max_k == max(lengths)
+    before, after = window_size
+    assert after == 0
+    assert scale is not None
+    states = [each.transpose(0, 1).unsqueeze(0) for each in (query, key, value)]
+    return slow_attention(states, lengths, scale, None if before < 0 else before + 1)[0]
+
+
+@pytest.mark.parametrize("shares_heads", [True, False])
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+def test_the_kernel_is_asked_for_the_same_attention(
+    window: int | None, shared: int, shares_heads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, packing = random_states(12, 4, shared), pack([5, 1, 6], CPU)
+    by_rectangles, _ = packed_attention(module(), *states, None, packing=packing, scaling=0.3, sliding_window=window)
+    monkeypatch.setattr(attention, "kernel_takes", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", documented_kernel)
+    monkeypatch.setattr(attention, "KERNEL_SHARES_HEADS", shares_heads)
+    by_kernel, _ = packed_attention(module(), *states, None, packing=packing, scaling=0.3, sliding_window=window)
+    torch.testing.assert_close(by_kernel, by_rectangles)
+
+
+def test_the_kernel_takes_half_precision_on_a_gpu_alone() -> None:
+    def states(dtype: torch.dtype, cuda: bool, size: int = 64, of_values: int = 64) -> list[Any]:
+        return [SimpleNamespace(dtype=dtype, is_cuda=cuda, shape=(1, 1, each)) for each in (size, size, of_values)]
+
+    assert attention.kernel_takes(*states(torch.bfloat16, True))
+    assert attention.kernel_takes(*states(torch.float16, True))
+    assert not attention.kernel_takes(*states(torch.float32, True))
+    assert not attention.kernel_takes(*states(torch.bfloat16, False))
+    assert not attention.kernel_takes(*states(torch.bfloat16, True, size=36, of_values=36))
+    assert not attention.kernel_takes(*states(torch.bfloat16, True, of_values=32))
+
+
 @given(lengths=LENGTHS)
 def test_runs_hold_all_tokens_in_order_and_little_padding(lengths: list[int]) -> None:
     packing = pack(sorted(lengths, reverse=True), CPU)
@@ -162,3 +215,12 @@ def test_usual_decoders_pass_the_check(architecture: str) -> None:
 def test_a_model_that_would_mix_sequences_is_refused(architecture: str, shape: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention.check_packable(network_of(architecture, **shape))
+
+
+def test_lengths_at_which_sequences_would_share_frequencies_are_refused() -> None:
+    positions = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    stretched = network_of("llama", rope_parameters=positions, max_position_embeddings=16).config
+    attention.check_lengths(stretched, pack([16, 3], CPU))
+    with pytest.raises(ValueError, match=r"llama: dynamic positions .* beyond 16 tokens, one has 17; sample fewer"):
+        attention.check_lengths(stretched, pack([17, 3], CPU))
+    attention.check_lengths(network_of("llama", max_position_embeddings=16).config, pack([17, 3], CPU))
