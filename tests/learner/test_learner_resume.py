@@ -1,6 +1,7 @@
 """The whole learner, stopped and taken up again: files, totals and weights are those of one that never stopped."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 from learner import __main__ as command
 from learner import model, optimizer
 from learner.checkpoint import Checkpoints
-from learner.config import LearnerRoot
+from learner.config import LearnerRoot, LossConfig
 from learner.distributed import Ranks
 from learner.loop import Learner
+from learner.model_config import ModelConfig
 from learner.progress import Progress
 from learner.record import open_record, resume_record
+from learner.reference import load_reference
 from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling
 
 Build = Callable[[str, bool], Path]
@@ -78,21 +81,43 @@ def learn(
 ) -> Callable[..., tuple[Learner, Broker]]:
     """Runs a learner in a directory until it ends or is killed, or goes on with one."""
 
-    def run(directory: Path, *, resume: bool = False, killed_at: int = -1, **changed: Any) -> tuple[Learner, Broker]:
+    def run(
+        directory: Path,
+        *,
+        resume: bool = False,
+        killed_at: int = -1,
+        loss: dict[str, Any] | None = None,
+        **changed: Any,
+    ) -> tuple[Learner, Broker]:
         source = model_directory("llama", True)
         config = LearnerRoot(model=str(source))
         config.run.dir = str(directory)
         config.learner.steps, config.optimizer.lr = 7, 1e-3
         config.checkpoint.every, config.checkpoint.resume = 2, resume
+        config.loss = LossConfig(filters=[], **(loss or {}))
         for name, value in changed.items():
             setattr(config.learner, name, value)
-        policy = model.load(source, ranks, param_dtype="float32", chunk=16)
+        policy = model.load(source, ranks, ModelConfig(logprob_chunk=16))
+        reference = load_reference(config, ranks)
         steps = optimizer.build(policy, config.optimizer)
-        checkpoints = Checkpoints(directory / "checkpoints", ranks, source, keep=2, write_seconds=60)
+        checkpoints = Checkpoints(
+            directory / "checkpoints", ranks, source, keep=2, write_seconds=60, reference=reference
+        )
         restored = command.restore(config, checkpoints, policy, steps)
         opened = resume_record(directory, 2, restored.policy_version) if resume else open_record(directory, 2)
         broker = Broker(make_batch, killed_at)
-        learner = Learner(config, RUN, ranks, policy, steps, broker, opened, checkpoints, restored)  # type: ignore[arg-type]
+        learner = Learner(
+            config,
+            RUN,
+            ranks,
+            policy,
+            steps,
+            reference,
+            broker,  # type: ignore[arg-type]
+            opened,
+            checkpoints,
+            restored,
+        )
         try:
             learner.train()
         except Killed:
@@ -108,9 +133,19 @@ def timeless(path: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if "second" not in name and name != "time_s"} for row in rows]
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {},
+        {"kl_coefficient": 0.1, "kl_replace_every": 3},  # replaced between the first checkpoint and the second
+        {"name": "cispo", "corrections": ["opsm"], "minibatches": 2, "ess_lr": True, "entropy_bonus": 0.01},
+    ],
+    ids=["plain", "reference", "minibatches"],
+)
 def test_a_run_that_was_killed_and_resumed_twice_leaves_what_one_leaves_that_never_stopped(
-    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path
+    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path, loss: dict[str, Any]
 ) -> None:
+    learn = functools.partial(learn, loss=loss)
     whole, _ = learn(tmp_path / "whole")
     learn(tmp_path / "parts", killed_at=3)
     _, second = learn(tmp_path / "parts", resume=True, killed_at=5)
@@ -166,7 +201,7 @@ def test_what_cannot_be_resumed_or_begun_is_refused_with_the_cure(
     tmp_path: Path,
 ) -> None:
     source = model_directory("llama", True)
-    policy = model.load(source, ranks, param_dtype="float32", chunk=16)
+    policy = model.load(source, ranks, ModelConfig(logprob_chunk=16))
     config = LearnerRoot(model=str(source))
     config.run.dir, config.learner.steps, config.checkpoint.resume = str(tmp_path), steps, resume
     adam = optimizer.build(policy, config.optimizer)
