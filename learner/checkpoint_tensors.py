@@ -1,7 +1,7 @@
 """The tensors of a training checkpoint: weights, optimizer moments and random states, by name.
 
 They are written and read by `torch.distributed.checkpoint` in safetensors files, each rank its own shards, so that a
-checkpoint can be read by another number of ranks, and by one process for the weights alone. No pickle is involved.
+checkpoint can be read by another number of ranks, and by one process for the weights alone. No pickle is in them.
 
 Names: `policy.<parameter>`, `optimizer.state.<parameter>.<moment>`, `random.<rank>.<device>`. What two parameters
 share (tied embeddings) is stored once. Hyperparameters of the optimizer are not stored: the configuration has them.
