@@ -1,7 +1,7 @@
 """The tensors of a training checkpoint: weights, optimizer moments and random states, by name.
 
 They are written and read by `torch.distributed.checkpoint` in safetensors files, each rank its own shards, so that a
-checkpoint can be read by another number of ranks, and by one process for the weights alone. No pickle is involved.
+checkpoint can be read by another number of ranks, and by one process for the weights alone. No pickle is in them.
 
 Names: `policy.<parameter>`, `optimizer.state.<parameter>.<moment>`, `random.<rank>.<device>`, and
 `reference.<parameter>` where the reference policy is replaced in the course of a run. What two parameters
