@@ -196,6 +196,8 @@ def by_rectangles(
     window: int | None,
 ) -> torch.Tensor:
     """Attention [M, H, D] run by run, each as a padded rectangle."""
+    if len(packing.runs) == 1:  # without the copies of cutting and joining
+        return attend_run(packing.runs[0], [query, key, value], scaling, window)
     sizes = [run.tokens for run in packing.runs]
     parts = zip(packing.runs, *(torch.split(states, sizes) for states in (query, key, value)), strict=True)
     return torch.cat([attend_run(run, states, scaling, window) for run, *states in parts])

@@ -61,6 +61,7 @@ def sequences_of(prompts: Lengths, completions: Lengths, random: np.random.Gener
             advantage=1.0,
             token_weight=1.0,
             index=index,
+            group=index,
         )
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
