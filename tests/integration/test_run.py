@@ -16,7 +16,7 @@ ADDITION = ["task.digits=1", "sampling.max_tokens=24", "stream.group_size=4"]
 def test_an_asynchronous_run_learns_from_stale_and_mixed_tokens_and_leaves_its_files(cluster: Any, model: Path) -> None:
     cluster.start_broker(model, *ADDITION, "stream.groups_per_step=8", "stream.max_staleness=2")
     cluster.start_learner(model, "learner.steps=12", "optimizer.lr=1e-3", "learner.tokens_per_micro_batch=2048")
-    cluster.start_actor("actor-0", "engine.max_num_seqs=8")
+    cluster.start_actor("actor-0", "engine.max_num_seqs=2")
     cluster.start_verifier("verifier-0")
     cluster.finish(120)
     rows, summary = cluster.rows(), json.loads((cluster.directory / "summary.json").read_text())
