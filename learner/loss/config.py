@@ -12,7 +12,7 @@ REJECTIONS = ("geometric_band", "k3_band", "veto", "opsm")  # corrections that o
 ADVANTAGE_NAMES = ("grpo", "dr_grpo", "rloo", "batch_std", "reinforce_pp", "reinforce_pp_baseline", "opo")
 AGGREGATION_NAMES = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum_norm", "prompt_mean")
 FILTERS = ("zero_variance", "truncated")
-PROXIMAL = ("recompute", "loglinear", "behaviour")
+PROXIMAL = ("behaviour", "loglinear", "recompute")
 KL_ESTIMATORS = ("k3", "k2", "k1_reward")
 
 
@@ -28,7 +28,7 @@ class LossConfig:
     advantage: str = option("grpo", f"group-relative advantage: {_names(ADVANTAGE_NAMES)}")
     aggregation: str = option("token_mean", _names(AGGREGATION_NAMES))
     corrections: list[str] = option(
-        ["tis_token"],
+        [],
         f"off-policy corrections: at most one that weighs ({_names(WEIGHTS)}) and any that reject "
         f"({_names(REJECTIONS)}); `[]`: none",
     )
@@ -36,7 +36,8 @@ class LossConfig:
         ["zero_variance"], "rollouts left out: groups of equal rewards (`zero_variance`), completions cut (`truncated`)"
     )
     proximal: str = option(
-        "recompute", "anchor of the losses that have one: `recompute` (the learner's own), `loglinear`, `behaviour`"
+        "behaviour",
+        "anchor of the losses that have one: `behaviour` (the sampler), `loglinear`, `recompute` (the learner)",
     )
     minibatches: int = option(1, "optimizer updates a batch, each on as many groups as the others")
     clip_low: float = option(0.2, "ppo_clip, decoupled_ppo: lower clip ε")
@@ -129,19 +130,21 @@ def _check_combinations(loss: LossConfig) -> None:
     weights = [name for name in loss.corrections if name in WEIGHTS]
     if len(weights) > 1:
         raise ValueError(f"loss.corrections={loss.corrections}: {' and '.join(weights)} would weigh every token twice")
-    if weights and (loss.name in WEIGHTED or loss.proximal == "behaviour"):
+    if loss.name in WEIGHTED and loss.proximal != "behaviour":
+        raise ValueError(f"loss.proximal={loss.proximal} with {loss.name}: this loss has no anchor; leave it out")
+    if loss.name == "decoupled_ppo" and loss.proximal == "behaviour":
+        raise ValueError(
+            "loss.proximal=behaviour with decoupled_ppo: p is μ, nothing is decoupled; use loss.proximal=recompute, or "
+            "loss.name=ppo_clip"
+        )
+    if weights and loss.proximal == "behaviour":
         holder = loss.name if loss.name in WEIGHTED else "loss.proximal=behaviour"
         kept = [name for name in loss.corrections if name in REJECTIONS]
         raise ValueError(
             f"loss.corrections={loss.corrections} with {holder}: the loss holds π/μ already and {weights[0]} would "
             f"weigh it twice; use loss.corrections=[{','.join(kept)}]"
+            + ("" if loss.name in WEIGHTED else ", or another loss.proximal")
         )
-    if loss.name == "decoupled_ppo" and loss.proximal == "behaviour":
-        raise ValueError(
-            "loss.proximal=behaviour with decoupled_ppo: p is μ, nothing is decoupled; use loss.name=ppo_clip"
-        )
-    if loss.name in WEIGHTED and loss.proximal != "recompute":
-        raise ValueError(f"loss.proximal={loss.proximal} with {loss.name}: this loss has no anchor; leave it out")
     if loss.name in WHOLE_SEQUENCE and loss.aggregation != "seq_mean_token_mean":
         raise ValueError(
             f"loss.aggregation={loss.aggregation} with {loss.name}: its value belongs to a whole sequence and would "

@@ -29,23 +29,23 @@ from tests.bench.staleness_plot import Cells, plot_curves, plot_rewards
 from tests.bench.staleness_run import Run
 from tests.bench.workers import ROOT, Worker
 
-SAMPLER = {"corrections": [], "proximal": "behaviour"}  # r = π/μ: with p recomputed and one update a batch, r is 1
+OWN = {"proximal": "recompute"}  # p is the learner's own policy: with one update a batch, r is 1
 WHOLE = {"aggregation": "seq_mean_token_mean"}  # for losses with one value a sequence
 ROWS: dict[str, dict[str, Any]] = {  # what each row of the table changes in LossConfig
-    "naive": {"corrections": []},  # the control: PPO around the learner's own policy, nothing corrects for the sampler
-    "ppo_behaviour": SAMPLER,
-    "ppo_tis": {},
-    "decoupled_ppo": {"name": "decoupled_ppo", "corrections": []},
-    "decoupled_loglinear": {"name": "decoupled_ppo", "corrections": [], "proximal": "loglinear"},
-    "cispo": {"name": "cispo", "corrections": []},
-    "gspo": {"name": "gspo", **SAMPLER, **WHOLE},
-    "gmpo": {"name": "gmpo", **SAMPLER, **WHOLE},
-    "sapo": {"name": "sapo", **SAMPLER},
-    "topr": {"name": "topr", "corrections": []},
-    "vespo": {"name": "vespo", "corrections": []},
-    "dppo_tv": {"name": "dppo_tv", "corrections": []},
-    "m2po": {"name": "m2po", "corrections": []},
-    "vtrace": {"name": "vtrace", "corrections": []},
+    "naive": OWN,  # the control: PPO around the learner's own policy, nothing corrects for the sampler
+    "ppo_behaviour": {},
+    "ppo_tis": {**OWN, "corrections": ["tis_token"]},
+    "decoupled_ppo": {"name": "decoupled_ppo", **OWN},
+    "decoupled_loglinear": {"name": "decoupled_ppo", "proximal": "loglinear"},
+    "cispo": {"name": "cispo"},
+    "gspo": {"name": "gspo", **WHOLE},
+    "gmpo": {"name": "gmpo", **WHOLE},
+    "sapo": {"name": "sapo"},
+    "topr": {"name": "topr"},
+    "vespo": {"name": "vespo"},
+    "dppo_tv": {"name": "dppo_tv"},
+    "m2po": {"name": "m2po"},
+    "vtrace": {"name": "vtrace"},
     "cispo_opsm_ess": {
         "name": "cispo",
         "corrections": ["opsm"],
@@ -54,7 +54,7 @@ ROWS: dict[str, dict[str, Any]] = {  # what each row of the table changes in Los
         "ess_lr": True,
     },
 }
-RECOMMENDED = "dppo_tv"  # by the table
+RECOMMENDED = "ppo_behaviour"  # by the table; the defaults
 STALENESS = [0, 1, 2, 4, 8, 16, 32, 64]
 LEARNING_RATES = [5e-5, 1e-4, 2e-4, 4e-4, 8e-4]
 QUICKSTART = ROOT / "deploy" / "conf" / "experiment" / "quickstart.yaml"

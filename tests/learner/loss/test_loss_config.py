@@ -18,23 +18,26 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"corrections": ["tis"]}, r"loss\.corrections=tis: must be one of is_token, "),
     ({"corrections": ["veto", "none"]}, r"loss\.corrections=none: must be one of"),
     ({"filters": ["long"]}, r"loss\.filters=long: must be one of zero_variance, truncated"),
-    ({"proximal": "ema"}, r"loss\.proximal=ema: must be one of recompute, loglinear, behaviour"),
+    ({"proximal": "ema"}, r"loss\.proximal=ema: must be one of behaviour, loglinear, recompute"),
     ({"kl_estimator": "k1"}, r"loss\.kl_estimator=k1: must be one of k3, k2, k1_reward"),
     ({"corrections": ["veto", "veto"]}, r"loss\.corrections=\['veto', 'veto'\]: names something twice"),
     ({"filters": ["truncated", "truncated"]}, r"names something twice"),
     ({"corrections": ["tis_token", "veto", "icepop"]}, r"tis_token and icepop would weigh every token twice"),
-    ({"name": "cispo"}, r"with cispo: the loss holds π/μ already and tis_token would weigh it twice; use .*=\[\]$"),
+    (
+        {"name": "cispo", "corrections": ["tis_token"]},
+        r"with cispo: the loss holds π/μ already and tis_token would weigh it twice; use .*=\[\]$",
+    ),
     (
         {"name": "topr", "corrections": ["veto", "mis_sequence", "opsm"]},
         r"with topr: .* mis_sequence would weigh it twice; use loss\.corrections=\[veto,opsm\]$",
     ),
-    ({"proximal": "behaviour"}, r"with loss\.proximal=behaviour: the loss holds π/μ already and tis_token would"),
     (
-        {"name": "decoupled_ppo", "proximal": "behaviour", "corrections": []},
-        r"p is μ, nothing is decoupled; use loss\.name=ppo_clip",
+        {"corrections": ["icepop", "veto"]},
+        r"with loss\.proximal=behaviour: .* icepop would weigh it twice; .*=\[veto\], or another loss\.proximal$",
     ),
-    ({"name": "cispo", "corrections": [], "proximal": "loglinear"}, r"proximal=loglinear with cispo: .* no anchor"),
-    ({"name": "m2po", "corrections": [], "proximal": "behaviour"}, r"proximal=behaviour with m2po: .* no anchor"),
+    ({"name": "decoupled_ppo"}, r"p is μ, nothing is decoupled; use loss\.proximal=recompute, or loss\.name=ppo_clip"),
+    ({"name": "cispo", "proximal": "loglinear"}, r"proximal=loglinear with cispo: .* no anchor"),
+    ({"name": "m2po", "proximal": "recompute"}, r"proximal=recompute with m2po: .* no anchor"),
     ({"name": "gspo"}, r"aggregation=token_mean with gspo: .* use loss\.aggregation=seq_mean_token_mean"),
     ({"name": "gmpo", "aggregation": "prompt_mean"}, r"aggregation=prompt_mean with gmpo: .* once for each"),
     ({"kl_reference": "/model"}, r"kl_reference and loss\.kl_replace_every do nothing while loss\.kl_coefficient is 0"),
@@ -92,14 +95,21 @@ def test_the_defaults_are_accepted() -> None:
 @pytest.mark.parametrize("name", [*ANCHORED, *WEIGHTED])
 def test_every_loss_is_accepted_with_its_own_defaults(name: str) -> None:
     aggregation = "seq_mean_token_mean" if name in ("gspo", "gmpo") else "token_mean"
-    check_loss(LossConfig(name=name, corrections=[], aggregation=aggregation))
+    proximal = "recompute" if name == "decoupled_ppo" else "behaviour"
+    check_loss(LossConfig(name=name, proximal=proximal, aggregation=aggregation))
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"clip_low": 0.0, "clip_high": 0.0, "dual_clip": 0.0},
-        {"corrections": ["icepop", *REJECTIONS], "veto_floor": 0.0, "k3_bound": 0.0, "opsm_delta": 0.0},
+        {
+            "proximal": "recompute",
+            "corrections": ["icepop", *REJECTIONS],
+            "veto_floor": 0.0,
+            "k3_bound": 0.0,
+            "opsm_delta": 0.0,
+        },
         {"mis_low": 0.0, "mis_high": math.inf, "geometric_low": 1.0, "geometric_high": 1.0},
         {"filters": []},
         {"filters": ["zero_variance", "truncated"]},
@@ -114,8 +124,8 @@ def test_the_edges_of_what_makes_sense_are_accepted(options: dict[str, object]) 
 
 def makes_sense(name: str, proximal: str, corrections: tuple[str, ...], aggregation: str) -> bool:
     """π/μ is weighed once at most, an anchor is set where there is one, a sequence's value counts once."""
-    sampler_weights = len(set(corrections) & set(WEIGHTS)) + (name in WEIGHTED) + (proximal == "behaviour")
-    idle_anchor = name in WEIGHTED and proximal != "recompute"
+    sampler_weights = len(set(corrections) & set(WEIGHTS)) + (name in WEIGHTED or proximal == "behaviour")
+    idle_anchor = name in WEIGHTED and proximal != "behaviour"
     not_decoupled = name == "decoupled_ppo" and proximal == "behaviour"
     once = name not in ("gspo", "gmpo") or aggregation == "seq_mean_token_mean"
     return sampler_weights <= 1 and not idle_anchor and not not_decoupled and once
@@ -147,9 +157,10 @@ def test_a_combination_is_refused_if_and_only_if_it_makes_no_sense() -> None:
         ({"kl_coefficient": 0.1, "kl_estimator": "k2"}, True, False, False),
         ({"kl_coefficient": 0.1, "kl_estimator": "k1_reward"}, False, True, True),
         ({"kl_estimator": "k1_reward"}, False, False, False),
-        ({"minibatches": 2}, False, False, True),
+        ({"minibatches": 2}, False, False, False),
+        ({"minibatches": 2, "proximal": "recompute"}, False, False, True),
         ({"minibatches": 2, "proximal": "loglinear"}, False, False, False),
-        ({"minibatches": 2, "name": "cispo", "corrections": []}, False, False, False),
+        ({"minibatches": 2, "name": "cispo"}, False, False, False),
     ],
     ids=str,
 )

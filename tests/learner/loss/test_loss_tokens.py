@@ -52,8 +52,13 @@ TERMS = [  # what is added to the objective
 
 
 def plain(name: str, **options: object) -> LossConfig:
-    """An objective alone; its anchor is what the batch says unless told otherwise."""
-    return LossConfig(name=name, corrections=[], **options)  # type: ignore[arg-type]
+    """An objective alone, around the sampler if it has an anchor."""
+    return LossConfig(name=name, **options)  # type: ignore[arg-type]
+
+
+def recomputed(name: str, *corrections: str, **options: object) -> LossConfig:
+    """An objective whose anchor is what the batch says, and corrections of p/μ."""
+    return LossConfig(name=name, proximal="recompute", corrections=[*corrections], **options)  # type: ignore[arg-type]
 
 
 def gradient(loss: TokenLoss, tokens: Tokens, coefficients: np.ndarray | None = None) -> torch.Tensor:
@@ -133,7 +138,7 @@ def test_without_a_dual_clip_negative_advantages_are_bounded_on_one_side_alone(n
 @settings(max_examples=20)
 @given(tokens=draws.batches())
 def test_a_correction_is_the_formula_of_its_paper_and_has_no_gradient(name: str, tokens: Tokens) -> None:
-    config = LossConfig(name="ppo_clip", corrections=[name])
+    config = LossConfig(name="ppo_clip", proximal="recompute", corrections=[name])
     found = token_loss(tokens, config).weight
     assert not found.requires_grad
     for chosen in draws.places(tokens):
@@ -450,12 +455,12 @@ def test_the_divergence_has_the_gradient_of_the_true_divergence_in_expectation_u
 @pytest.mark.parametrize(
     "config",
     [
-        plain("decoupled_ppo"),
-        LossConfig(name="ppo_clip", corrections=["is_token"]),
-        LossConfig(name="gspo", corrections=["tis_sequence"], tis_cap=1e6),
-        LossConfig(name="ppo_clip", corrections=["mis_sequence"], mis_low=0.0, mis_high=1e6),
-        LossConfig(name="sapo", corrections=["icepop"], icepop_low=0.0, icepop_high=1e6, sapo_negative=1.0),
-        plain("ppo_clip", proximal="behaviour", clip_low=0.999, clip_high=1e6, dual_clip=0.0),
+        recomputed("decoupled_ppo"),
+        recomputed("ppo_clip", "is_token"),
+        recomputed("gspo", "tis_sequence", tis_cap=1e6),
+        recomputed("ppo_clip", "mis_sequence", mis_low=0.0, mis_high=1e6),
+        recomputed("sapo", "icepop", icepop_low=0.0, icepop_high=1e6, sapo_negative=1.0),
+        plain("ppo_clip", clip_low=0.999, clip_high=1e6, dual_clip=0.0),
         plain("cispo", cispo_cap=1e6),
         plain("m2po"),
         plain("dppo_tv", dppo_cap=1e6, dppo_delta=1.0),
@@ -471,7 +476,7 @@ def test_without_truncation_an_off_policy_loss_has_the_true_policy_gradient_in_e
 def test_unweighted_tokens_of_another_policy_have_another_gradient() -> None:
     logits, _, _, advantage = vocabulary()
     (expected,) = torch.autograd.grad(-(logits.softmax(0) * advantage).sum(), logits)
-    assert not torch.allclose(sampled(plain("ppo_clip")), expected, rtol=0.05)
+    assert not torch.allclose(sampled(recomputed("ppo_clip")), expected, rtol=0.05)
 
 
 def test_k3_is_never_below_zero() -> None:
