@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -124,6 +125,7 @@ def _hello(port: int) -> Hello:
         pid=os.getpid(),
         metrics_port=port,
         versions=versions(),
+        session=secrets.token_hex(8),
     )
 
 

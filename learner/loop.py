@@ -65,8 +65,10 @@ class Learner:
 
     def train(self) -> str:
         """Train until a limit is reached or the tasks end; returns why it stopped. Raises `ProtocolError`."""
-        if self.link and self.policy_version:
-            self.link.resume(self.policy_version, self.consumed)
+        if self.link:
+            self.checkpoints.written = self.link.checkpointed
+            every = self.config.checkpoint.every
+            self.link.resume(self.policy_version, self.consumed, checkpoints=every > 0, counted=self.totals.counted())
         self.publish()
         while not (reason := stop_reason(self.config.learner, self.policy_version, self.rewards)):
             self.clock = {}
@@ -184,19 +186,19 @@ class Learner:
     ) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
         stats, before = received.stats, self.totals
-        past = self.restored.totals  # the broker counts anew after a restart
         seconds = max(sum(self.clock.values()), 1e-9)
         rollouts = [item.rollout for group in received.groups for item in group.scored]
         totals = Totals(
             trained_tokens=before.trained_tokens + credited.tokens,
             groups_trained=before.groups_trained + len(received.groups) - sum(credited.groups_filtered.values()),
             groups_filtered=dict(Counter(before.groups_filtered) + Counter(credited.groups_filtered)),
-            groups_dropped=dict(Counter(past.groups_dropped) + Counter(stats.groups_dropped)),
+            groups_dropped=dict(stats.groups_dropped),
             consumed_tokens=before.consumed_tokens + sum(len(rollout.token_ids) for rollout in rollouts),
             consumed_rollouts=before.consumed_rollouts + len(rollouts),
-            generated_tokens=past.generated_tokens + stats.generated_tokens,
-            generated_rollouts=past.generated_rollouts + stats.rollouts,
-            verdicts=past.verdicts + stats.verdicts,
+            generated_tokens=stats.generated_tokens,
+            generated_rollouts=stats.rollouts,
+            verdicts=stats.verdicts,
+            void_verdicts=stats.void_verdicts,
         )
         self.totals = totals
         consumed_mean = totals.consumed_tokens / max(totals.consumed_rollouts, 1)
