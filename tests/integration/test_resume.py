@@ -88,3 +88,25 @@ def test_a_killed_run_is_resumed_and_trains_every_group_once(
     assert summary["generated_tokens"] >= summary["trained_tokens"] == rows[-1]["trained_tokens"]
     assert summary["max_staleness_seen"] == 0
     assert [row["time_s"] for row in rows] == sorted(row["time_s"] for row in rows)
+
+
+def test_a_learner_that_gets_sigterm_keeps_its_steps_and_comes_back_to_the_same_broker(
+    cluster: Any, model: Path
+) -> None:
+    options = ["optimizer.lr=1e-4", "checkpoint.every=1000", "learner.samples_per_step=4"]
+    cluster.start_broker(
+        model, "task.digits=1", "sampling.max_tokens=24", "stream.groups_per_step=4", "stream.group_size=4"
+    )
+    cluster.start_learner(model, "learner.steps=100000", *options)
+    cluster.start_actor("actor-0", "engine.max_num_seqs=8")
+    cluster.start_verifier("verifier-0")
+    cluster.until(lambda: len(cluster.rows()) >= 3, 60, "the learner trains")
+    assert cluster.stop("learner") == 1
+    trained = len(cluster.rows())
+    assert f"the learner got SIGTERM; {trained} steps are in a checkpoint" in cluster.log("learner")
+    cluster.start_learner(model, f"learner.steps={trained + 3}", "checkpoint.resume=true", *options)
+    cluster.finish(60)
+    assert [row["step"] for row in cluster.rows()] == list(range(1, trained + 4))
+    groups = [each["group_id"] for each in lines(cluster.directory / "samples.jsonl")]
+    assert len(set(groups)) == len(groups) == 4 * (trained + 3), "each group once"
+    assert cluster.rows()[-1]["generated_tokens"] >= cluster.rows()[-1]["trained_tokens"]
