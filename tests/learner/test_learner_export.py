@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty directory": (lambda path: path.parent, "holds no whole training checkpoint"),
     "a checkpoint that was not finished": (unfinished, "run: holds no whole training checkpoint"),
     "a truncated file": (cut, "bytes, "),
-    "something else": (another, "progress.json: format None, this version reads 1"),
+    "something else": (another, "progress.json: format None, this version reads 2"),
     "an HF checkpoint": (lambda path: path.parent / "model", "model: is an HF checkpoint already"),
 }
 
