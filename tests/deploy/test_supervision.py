@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from fake_run import DEADLINE, Start, everyone
 
-from deploy.local.deaths import last_error, tail
-
 
 def test_a_run_that_finishes_exits_0_and_tells_its_result(start: Start) -> None:
     run = start({"learner-0": "finish"})
@@ -72,30 +70,6 @@ def test_of_two_that_end_together_the_one_that_takes_others_along_is_named(start
     run = start({"learner-0": "fail", "actor-0": "fail"})
     run.pid("actor-0")
     assert run.end()[2].startswith("local: learner-0 ended with exit code 3")
-
-
-@pytest.mark.parametrize(
-    ("log", "told"),
-    [
-        ("2026-01-01 00:00:00,1 actor ERROR no memory\n2026-01-01 00:00:01,1 actor INFO leaving\n", "no memory"),
-        ("learner: model=x: has no config.json\nWARNING: something\n", "learner: model=x: has no config.json"),
-        (
-            "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: 3 GB\n",
-            "torch.OutOfMemoryError: 3 GB",
-        ),
-        ("all is well\n\n", "all is well"),
-        ("", ""),
-        ("broker: \x1b[31m" + 400 * "x", "broker:  [31m" + 287 * "x" + "…"),
-    ],
-)
-def test_the_error_that_a_log_tells_of_is_found(tmp_path: Path, log: str, told: str) -> None:
-    (tmp_path / "a.log").write_text(log)
-    assert last_error(tail(tmp_path / "a.log", 0), or_last=True) == told
-
-
-def test_a_killed_role_is_not_said_to_have_died_of_its_last_line(tmp_path: Path) -> None:
-    (tmp_path / "a.log").write_text("all is well\n")
-    assert last_error(tail(tmp_path / "a.log", 0), or_last=False) == ""
 
 
 def test_a_role_that_leaves_early_ends_everything_even_with_exit_code_0(start: Start) -> None:

@@ -322,10 +322,11 @@ def test_at_the_end_the_death_of_the_broker_sends_everyone_home(cluster: Cluster
     assert cluster.restarted == []
 
 
-def test_a_restart_that_was_planned_is_not_made_when_the_run_is_over(cluster: Cluster) -> None:
+@pytest.mark.parametrize(("code", "lived"), [(-9, SHORT), (3, LONG)])
+def test_a_restart_that_was_planned_is_not_made_when_the_run_is_over(cluster: Cluster, code: int, lived: float) -> None:
     cluster.watch(restart_seconds=5.0)
-    cluster.end("actor-0", -9)
-    cluster.run(1.0)
+    cluster.end("actor-0", code, lived)
+    cluster.run(2.0)
     finish(cluster)
     cluster.supervisor.over = True
     assert cluster.run(10.0) == []
