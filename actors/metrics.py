@@ -22,6 +22,7 @@ weight_fetch_seconds = Histogram(
 )
 weights_fetched_bytes = Counter("actor_weights_fetched_bytes_total", "Bytes of weight shards that arrived")
 weight_shards_corrupt = Counter("actor_weight_shards_corrupt_total", "Weight shards fetched again, checksum wrong")
+weight_versions_given_up = Counter("actor_weight_versions_given_up_total", "Versions that did not come in time")
 leases_overdue = Counter("actor_leases_overdue_total", "Leases aborted at their deadline")
 leases_failed = Counter("actor_leases_failed_total", "Leases that no actor can fulfil", ["reason"])
 messages_rejected = Counter("actor_messages_rejected_total", "Messages that could not be taken")

@@ -70,6 +70,7 @@ class WeightReceiver:
         self.seconds = seconds
         self._server: Dealer | None = None
         self._endpoint = ""
+        self._held: WeightManifest | None = None  # the version that was completed last
         self._newest: WeightManifest | None = None
         self._fetch: _Fetch | None = None
         self._wanted = False  # from an offer until a whole version is here
@@ -90,16 +91,24 @@ class WeightReceiver:
         return "a weight version newer than the one that is gone" if self._wanted else ""
 
     def offer(self, manifest: WeightManifest) -> None:
-        """A version can be fetched. Raises `WeightsUnavailable` when the manifest contradicts itself."""
+        """A version can be fetched; one that is not newer than what is held is not wanted.
+
+        A learner that came back makes some versions anew: it offers older ones from another endpoint, which are taken
+        only while nothing newer is held. Raises `WeightsUnavailable` when the manifest contradicts itself.
+        """
         _check(manifest)
-        if self._newest and manifest.version <= self._newest.version:
-            log.warning("version %d offered after version %d: not taken", manifest.version, self._newest.version)
+        held, moved = self._held, manifest.endpoint != self._endpoint
+        known = held and (held.version, held.fingerprint) == (manifest.version, manifest.fingerprint)
+        if held and (known or manifest.version < held.version):
+            log.info("version %d offered, version %d is held: not taken", manifest.version, held.version)
+            return
+        if self._newest and self._fetch and not moved and manifest.version <= self._newest.version:
             return
         self._newest = manifest
         if self._fetch is None:
             self._want()
             self._begin(manifest)
-        elif manifest.endpoint != self._endpoint:
+        elif moved:
             log.info("the weight server moved to %s: version %d next", manifest.endpoint, manifest.version)
             self._begin(manifest)
 
@@ -115,11 +124,7 @@ class WeightReceiver:
         if self._fetch and not self._fetch.missing:
             return self._complete(self._fetch)
         if self._wanted and self._deadline.passed:
-            raise WeightsUnavailable(
-                f"no whole weight version within {self.seconds:.0f} s ({self.progress}, from {self._endpoint}): is the "
-                "learner reachable there? actor.weights_seconds allows more time, learner.versions_kept keeps "
-                "versions longer"
-            )
+            self._give_up()
         return None
 
     def close(self) -> None:
@@ -129,6 +134,19 @@ class WeightReceiver:
             self._server = None
 
     # ------------------------------------------------------------ one version
+
+    def _give_up(self) -> None:
+        """Let go of a version that does not come, and wait for the next offer. Without any version: raise."""
+        problem = (
+            f"no whole weight version within {self.seconds:.0f} s ({self.progress}, from {self._endpoint}): is the "
+            "learner reachable there? actor.weights_seconds allows more time, learner.versions_kept keeps "
+            "versions longer"
+        )
+        if self._held is None:
+            raise WeightsUnavailable(problem)
+        log.error("%s; sampling goes on with version %d", problem, self._held.version)
+        metrics.weight_versions_given_up.inc()
+        self._fetch, self._wanted = None, False
 
     def _want(self) -> None:
         """Start the allowance of a version; a version that is gone passes its allowance on to the next."""
@@ -207,7 +225,7 @@ class WeightReceiver:
     def _complete(self, fetch: _Fetch) -> FetchedVersion:
         assert self._newest is not None, "a fetch begins with an offer"
         metrics.weight_fetch_seconds.observe(now() - fetch.begun)
-        self._fetch, self._wanted = None, False
+        self._fetch, self._wanted, self._held = None, False, fetch.manifest
         if self._newest.version > fetch.manifest.version:
             self._want()
             self._begin(self._newest)

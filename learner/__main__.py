@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -69,16 +70,18 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     )
     restored = restore(config, checkpoints, policy, steps)
     if not ranks.first:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 tells them when it is over
         Learner(
             config, _run_spec(None, ranks), ranks, policy, steps, reference, None, None, checkpoints, restored
         ).train()
         return
-    signal.signal(signal.SIGTERM, _interrupt)  # on rank 0 alone: it says goodbye, the others have nothing to say
+    signal.signal(signal.SIGTERM, _interrupt)  # until it trains
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
     with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
         run_spec = _run_spec(link.welcome, ranks)
         learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)
+        signal.signal(signal.SIGTERM, lambda *_: link.interrupt("the learner got SIGTERM"))
         reason = learner.train()
         link.goodbye(reason, finished=True)
     log.info("finished: %s", reason)
@@ -129,6 +132,7 @@ def _hello(port: int) -> Hello:
         pid=os.getpid(),
         metrics_port=port,
         versions=versions(),
+        session=secrets.token_hex(8),
     )
 
 

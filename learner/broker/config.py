@@ -1,6 +1,6 @@
 """The broker's options: tasks, sampling, and the admission-controlled stream."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from omegaconf import MISSING
 
@@ -8,6 +8,8 @@ from learner.config import RunConfig
 from protocol.options import option
 
 ZERO_VARIANCE = ("keep", "resample")
+SYNC = ("normal", "full")
+STRAGGLER = ("wait", "drop", "train")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
 
 
@@ -55,6 +57,11 @@ class StreamConfig:
     )
     resample_limit: int = option(256, "groups that `resample` drops for one batch, at most; then they are kept")
     max_staleness: int = option(2, "learner steps between sampling a token and training on it, at most; 0: synchronous")
+    straggler: str = option(
+        "wait",
+        "a batch that would leave a group behind until it is older than max_staleness: `wait`s for it, `drop`s it, or "
+        "goes on and `train`s it late",
+    )
     lease_seconds: float = option(600.0, "time a lease may take before its missing samples go to another actor")
     lease_attempts: int = option(3, "leases a group may use up before it is dropped as `lease_expired`")
     drops_in_a_row: int = option(
@@ -64,6 +71,19 @@ class StreamConfig:
     verify_attempts: int = option(3, "times a void check is tried before its sample is dropped")
     heartbeat_seconds: float = option(1.0, "every role speaks at least this often")
     silence_seconds: float = option(30.0, "a peer silent for longer is taken for dead")
+    return_seconds: float = option(300.0, "time for a learner or a broker that died to come back, before the run ends")
+    consume_seconds: float = option(3600.0, "time the learner may take over a batch before it is taken for stuck")
+
+
+@dataclass(kw_only=True, slots=True)
+class JournalConfig:
+    """The broker's memory, from which it goes on after it died."""
+
+    path: str = option("", "SQLite file on a local disk; empty: `journal.sqlite` in the run's directory")
+    sync: str = option(
+        "normal", "`normal`: kill -9 loses nothing; `full`: a power failure neither, for an fsync a turn of the broker"
+    )
+    full_seconds: float = option(240.0, "time for somebody to make room when its disk is full, before the run ends")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,6 +97,22 @@ class BrokerRoot:
     task: TaskConfig = field(default_factory=TaskConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
+
+
+def identity(config: BrokerRoot) -> dict[str, object]:
+    """What a journal's leases and rollouts depend on: it must be the same when a run goes on."""
+    task, sampling, stream = asdict(config.task), asdict(config.sampling), config.stream
+    return {
+        "model": config.model,
+        "run.seed": config.run.seed,
+        **{f"task.{name}": value for name, value in task.items()},
+        **{f"sampling.{name}": value for name, value in sampling.items()},
+        **{
+            f"stream.{name}": getattr(stream, name)
+            for name in ("group_size", "groups_per_step", "max_staleness", "zero_variance")
+        },
+    }
 
 
 def check(config: BrokerRoot) -> None:
@@ -84,6 +120,10 @@ def check(config: BrokerRoot) -> None:
     _check_tasks(config.task)
     _check_stream(config.stream)
     _check_sampling(config.sampling)
+    if config.journal.sync not in SYNC:
+        raise ValueError(f"journal.sync={config.journal.sync}: must be one of {', '.join(SYNC)}")
+    if not config.journal.full_seconds >= 0:
+        raise ValueError(f"journal.full_seconds={config.journal.full_seconds}: must not be below 0")
 
 
 def _check_tasks(task: TaskConfig) -> None:
@@ -104,11 +144,12 @@ def _check_stream(stream: StreamConfig) -> None:
     for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit"):
         if getattr(stream, name) < 1:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
-    for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds"):
+    for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds", "return_seconds", "consume_seconds"):
         if getattr(stream, name) <= 0:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be more than 0 seconds")
-    if stream.zero_variance not in ZERO_VARIANCE:
-        raise ValueError(f"stream.zero_variance={stream.zero_variance}: must be one of {', '.join(ZERO_VARIANCE)}")
+    for name, allowed in (("zero_variance", ZERO_VARIANCE), ("straggler", STRAGGLER)):
+        if getattr(stream, name) not in allowed:
+            raise ValueError(f"stream.{name}={getattr(stream, name)}: must be one of {', '.join(allowed)}")
     if stream.max_staleness < 0:
         raise ValueError(f"stream.max_staleness={stream.max_staleness}: must be 0 (synchronous) or more")
     if stream.silence_seconds < 3 * stream.heartbeat_seconds:

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from learner.link import Link, own_address
 from learner.weights import snapshot
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import (
+    Ack,
     BatchRequest,
     Consumed,
     Goodbye,
@@ -30,19 +33,20 @@ from protocol.messages import (
     StreamStats,
     WeightManifest,
     Welcome,
+    WhoAreYou,
 )
 from protocol.sockets import Dealer, Router
 
-HELLO = Hello(role="learner", name="learner", host="here", pid=1, metrics_port=0, versions={})
+HELLO = Hello(role="learner", name="learner", host="here", pid=1, metrics_port=0, versions={}, session="s")
 STATS = StreamStats(
     generated_tokens=0, rollouts=0, verdicts=0, void_verdicts=0, groups_dropped={}, actors=0, verifiers=0
 )
 
 
-def welcome(silence: float = 20.0) -> Welcome:
+def welcome(silence: float = 20.0, back: float = 20.0) -> Welcome:
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=8)
     run = RunSpec(name="r", model="m", seed=0, group_size=2, groups_per_step=1, max_staleness=0, sampling=sampling)
-    return Welcome(run=run, policy_version=0, heartbeat_seconds=0.05, silence_seconds=silence)
+    return Welcome(run=run, policy_version=0, heartbeat_seconds=0.05, silence_seconds=silence, return_seconds=back)
 
 
 class FakeBroker:
@@ -80,6 +84,20 @@ class FakeBroker:
         pytest.fail(f"no {kind.__name__} came")
 
 
+@contextmanager
+def answering(broker: FakeBroker, kind: type[Any], answer: Message) -> Iterator[None]:
+    """Answer one message of a kind meanwhile."""
+
+    def answer_one() -> None:
+        broker.expect(kind)
+        broker.send(answer)
+
+    thread = threading.Thread(target=answer_one)
+    thread.start()
+    yield
+    thread.join()
+
+
 @pytest.fixture
 def broker() -> Iterator[FakeBroker]:
     fake = FakeBroker()
@@ -90,12 +108,11 @@ def broker() -> Iterator[FakeBroker]:
 def test_a_batch_is_asked_for_and_its_groups_are_reported_consumed(broker: FakeBroker) -> None:
     with broker.link(welcome()) as link:
         assert link.run.group_size == 2
-        broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
-        batch = link.next_batch(0, 5)
+        with answering(broker, BatchRequest, GroupBatch(policy_version=0, groups=(), stats=STATS)):
+            batch = link.next_batch(0, 5)
         assert isinstance(batch, GroupBatch)
-        assert broker.expect(BatchRequest) == BatchRequest(policy_version=0)
         link.consumed(1, (3, 4))
-        assert broker.expect(Consumed) == Consumed(policy_version=1, group_ids=(3, 4))
+        assert broker.expect(Consumed) == Consumed(seq=1, policy_version=1, group_ids=(3, 4))
         link.goodbye("enough", finished=True)
         assert broker.expect(Goodbye) == Goodbye(reason="enough", finished=True)
 
@@ -119,7 +136,7 @@ def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: 
 
 def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> None:
     with broker.link(welcome()) as link:
-        link.resume(4, (GroupRange(first=0, last=3),))
+        link.resume(4, (GroupRange(first=0, last=3),), checkpoints=True, counted=STATS)
         link.publish(snapshot(4, [("w", torch.zeros(2))], None))
         kinds = []
         while len(kinds) < 2:
@@ -127,7 +144,9 @@ def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> N
             assert received is not None
             if not isinstance(received[1], Heartbeat):
                 kinds.append(received[1])
-        assert kinds[0] == Resume(policy_version=4, consumed=(GroupRange(first=0, last=3),))
+        assert kinds[0] == Resume(
+            seq=1, policy_version=4, consumed=(GroupRange(first=0, last=3),), checkpoints=True, counted=STATS
+        )
         assert isinstance(kinds[1], WeightManifest)
         assert broker.expect(Heartbeat).policy_version == 4
         link.goodbye("enough", finished=True)
@@ -187,8 +206,23 @@ def test_a_finished_run_ends_the_wait_for_a_batch(broker: FakeBroker) -> None:
 
 
 def test_a_broker_that_falls_silent_is_an_error(broker: FakeBroker) -> None:
-    with broker.link(welcome(silence=0.3)) as link, pytest.raises(PeerSilent, match=r"was silent for 0"):
+    with broker.link(welcome(silence=0.1, back=0.3)) as link, pytest.raises(PeerSilent, match=r"was silent for 0\.3"):
         link.next_batch(0, 5)
+
+
+def test_a_broker_that_came_back_hears_what_it_did_not_acknowledge_and_then_what_stands(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        link.publish(snapshot(0, [("w", torch.zeros(2))], None))
+        manifest = broker.expect(WeightManifest)
+        broker.send(Ack(seq=manifest.seq))
+        link.consumed(1, (3,))
+        consumed = broker.expect(Consumed)
+        broker.send(WhoAreYou())
+        assert broker.expect(Hello) == HELLO
+        broker.send(welcome())
+        assert broker.expect(Consumed) == consumed
+        assert broker.expect(WeightManifest) == replace(manifest, seq=0)
+        link.goodbye("enough", finished=True)
 
 
 def test_a_refused_hello_says_why(broker: FakeBroker) -> None:
