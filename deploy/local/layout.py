@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from deploy.local import restarts
 from deploy.local.config import projection, run_directory
 
+JOURNAL = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm")  # the broker's, where `journal.path` is empty
 WRITTEN = (  # all that a run leaves; nothing else in the directory is ever removed
     "metrics.jsonl",
     "samples.jsonl",
@@ -19,6 +20,7 @@ WRITTEN = (  # all that a run leaves; nothing else in the directory is ever remo
     "report.html",
     "broker.json",
     "restarts.jsonl",
+    *JOURNAL,
     "config",
     "logs",
     "plots",
@@ -57,7 +59,8 @@ def claim(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
             )
     directory.mkdir(parents=True, exist_ok=True)
     forget_broker(directory)
-    _remove(directory / restarts.FILE)  # of a run that ended before its first step
+    for name in (restarts.FILE, *JOURNAL):
+        _remove(directory / name)  # of a run that ended before its first step
 
 
 def broker_address(directory: Path, pid: int) -> tuple[str, int] | None:

@@ -152,12 +152,26 @@ def test_a_misspelt_option_or_a_wrong_type_is_refused(override: str) -> None:
 
 def test_a_directory_that_holds_a_run_is_refused_unless_it_may_be_overwritten(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
-    (tmp_path / "restarts.jsonl").write_text("{}\n")
+    for name in ("restarts.jsonl", "journal.sqlite", "journal.sqlite-wal"):
+        (tmp_path / name).write_text("")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds a run already \(summary.json\).*overwrite=true"):
         layout.claim(tmp_path, overwrite=False)
     layout.claim(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_new_run_finds_no_journal_of_one_that_ended_before_its_first_step_and_a_resumed_one_does(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "journal.sqlite").write_text("")
+    layout.claim(tmp_path, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "journal.sqlite").write_text("")
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000001" / "progress.json").write_text("{}")
+    layout.claim(tmp_path, overwrite=False, resume=True)
+    assert (tmp_path / "journal.sqlite").exists()
 
 
 def test_a_run_is_resumed_only_where_it_left_a_whole_checkpoint(tmp_path: Path) -> None:
