@@ -63,7 +63,7 @@ class Launch:
         layout.write_launch(self.tree)
         with Processes(self.directory / "logs", keep_logs=self.config.resume) as processes, self._logging():
             self.processes = processes
-            self.supervisor = Supervisor(processes, self.config, self.directory, RESTARTED)
+            self.supervisor = Supervisor(processes, self.config, self.directory, RESTARTED, self.lost)
             if self.config.cold_start:
                 self.make_model()
             self.start_roles()
@@ -117,6 +117,13 @@ class Launch:
             self.start("verifier", f"verifier-{index}", f"verifier.name=verifier-{index}")
         for index in range(self.config.actors):
             self.start("actor", f"actor-{index}", f"actor.name=actor-{index}", cores=actor_cores)
+
+    def lost(self, child: Child) -> str:
+        """Why a process that has died cannot be started again; empty if it can."""
+        metrics = self.directory / "metrics.jsonl"
+        if child.name == LEARNER and not self.tree.checkpoint.every and metrics.is_file() and metrics.stat().st_size:
+            return "its steps are in no checkpoint (checkpoint.every=10 saves one every 10 steps)"
+        return ""
 
     def placement(self) -> tuple[list[int], list[int]]:
         """Cores of the learner's ranks and of the actors; empty lists where the system decides.

@@ -9,6 +9,7 @@
 | with an error, after it had lived `restart_reset_seconds`      | it had worked: as by a signal                     |
 | with an error before, or with exit code 0 before the run's end | the run ends with its sentence                    |
 | one to be followed by a restart, when it has had `restarts`    | the run ends with its sentence and the count      |
+| one to be followed by a restart, of what cannot go on (`lost`) | the run ends with its sentence and the reason     |
 
 With `restarts=0` each of them ends the run. An end that is no signal's is judged after `SETTLE_SECONDS`, so that a
 cause is seen before its consequence is blamed. Nothing is started again before all is gone that it had started.
@@ -17,7 +18,7 @@ cause is seen before its consequence is blamed. Nothing is started again before 
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,12 +69,16 @@ def pause(first: float, in_a_row: int) -> float:
 
 @dataclass(slots=True)
 class Supervisor:
-    """Watches the processes of a run. `again` has the words to add to the command of one that is started again."""
+    """Watches the processes of a run.
+
+    `again` has the words to add to the command of one that is started again; `lost` says why one cannot be, if so.
+    """
 
     processes: Processes
     config: LauncherConfig
     directory: Path
     again: Mapping[str, tuple[str, ...]]
+    lost: Callable[[Child], str] = lambda child: ""
     over: bool = False  # the learner has finished: nobody is started again
     ends: dict[str, End] = field(default_factory=dict)  # of those that do not run, by name
     tallies: dict[str, Tally] = field(default_factory=dict)
@@ -174,7 +179,8 @@ class Supervisor:
     # ------------------------------------------------------------ restarts
 
     def _plan(self, child: Child, end: End) -> None:
-        """It is to be started again after a pause. Raises `RunFailed` when it has had all its restarts."""
+        """It is to be started again after a pause. Raises `RunFailed` when it cannot be, or has had its restarts."""
+        self._need(child, end)
         tally, limit = self.tallies.setdefault(child.name, Tally()), self.config.restarts
         if tally.all >= limit:
             died = f"{child.name} died {tally.all + 1} times and is started again {limit} times at most"
@@ -190,8 +196,13 @@ class Supervisor:
 
     def _plan_with_broker(self, child: Child, end: End) -> None:
         """It left for want of the broker, as it may: it comes back when the broker does, and has lost no restart."""
+        self._need(child, end)
         end.due = time.monotonic()
         self._tell(child, end, 0.0, None)
+
+    def _need(self, child: Child, end: End) -> None:
+        if why := self.lost(child):
+            raise RunFailed(f"{child.name} {end.death.told} and cannot go on: {why}; everything else was ended")
 
     def _tell(self, child: Child, end: End, seconds: float, counted: int | None) -> None:
         row = restarts.note(

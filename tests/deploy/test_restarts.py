@@ -72,6 +72,22 @@ def test_pauses_double_and_the_last_death_ends_everything_and_says_who_how_often
         assert clocks[number + 1] - clocks[number] > wanted
 
 
+def test_a_learner_without_checkpoints_is_started_again_until_it_has_trained_a_step(start: Start) -> None:
+    run = start({}, "restart_seconds=0", "checkpoint.every=0")
+    everyone(run)
+    os.kill(run.pid("learner-0"), signal.SIGKILL)
+    second = run.pid("learner-0", start=2)
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    os.kill(second, signal.SIGKILL)
+    code, _, errors = run.end()
+    cause = (
+        f"learner-0 was killed by SIGKILL (log: {run.path}/logs/learner-0.log) and cannot go on: its steps are in no"
+    )
+    assert errors.startswith(f"local: {cause} checkpoint (checkpoint.every=10 saves one every 10 steps); everything")
+    assert (code, run.living()) == (1, [])
+    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
 def test_an_error_ends_the_run_unless_the_process_had_worked(start: Start) -> None:
     run = start({"actor-0": "fail_later fail"}, f"restart_reset_seconds={LATER}", "restart_seconds=0.1")
     code, _, errors = run.end()

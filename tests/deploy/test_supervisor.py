@@ -1,6 +1,7 @@
 """The rules of supervision, one by one, with processes that are only told of and a clock that is set by hand."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,19 @@ def test_what_does_not_die_of_sigkill_is_not_waited_for_without_end(
     cluster.left = [4711]
     cluster.end("verifier-0", -9)
     assert cluster.fails(40.0) == "processes [4711] that verifier-0 left behind do not end on SIGKILL"
+
+
+@pytest.mark.parametrize("code", [-9, 1])
+def test_what_cannot_go_on_is_not_started_again_also_when_it_left_for_want_of_the_broker(
+    cluster: Cluster, code: int
+) -> None:
+    cluster.watch()
+    cluster.supervisor.lost = lambda child: "it has no checkpoint" if child.name == LEARNER else ""  # type: ignore[assignment]
+    cluster.end("broker-0", -9)
+    cluster.end("actor-0", code)
+    cluster.run(0.5)
+    cluster.end(LEARNER, code)
+    assert re.fullmatch(rf"{LEARNER} .* \(log: a.log\) and cannot go on: it has no checkpoint; .*", cluster.fails())
 
 
 def test_nobody_else_is_blamed_or_started_while_the_broker_is_gone(cluster: Cluster) -> None:
