@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from deploy.local import restarts
 from deploy.local.config import projection, run_directory
 
-JOURNAL = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm")  # the broker's, where `journal.path` is empty
+JOURNAL = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.lock")  # if `journal.path` is empty
 WRITTEN = (  # all that a run leaves; nothing else in the directory is ever removed
     "metrics.jsonl",
     "samples.jsonl",
