@@ -90,7 +90,8 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
 def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps: Optimizer) -> Progress:
     """Where the run begins: at its newest checkpoint, if it is to be resumed. Collective.
 
-    Raises `ValueError` when there is none, when nothing is left to do, and when a new run would mix with an old one.
+    Raises `ValueError` when a new run would mix with an old one, and, where a checkpoint is required, when there is
+    none or nothing is left to do.
     """
     directory, newest = config.run.dir, checkpoints.latest()
     if not config.checkpoint.resume:
@@ -100,10 +101,14 @@ def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps
                 "go on with it by checkpoint.resume=true"
             )
         return Progress()
+    if newest is None and not config.checkpoint.required:
+        log.info("%s holds no whole checkpoint: beginning anew", directory)
+        return Progress()
     if newest is None:
         raise ValueError(f"checkpoint.resume=true: run.dir={directory} holds no whole checkpoint to go on from")
     restored = checkpoints.restore(policy, steps, newest)
-    if reason := stop_reason(config.learner, restored.policy_version, restored.rewards):
+    reason = stop_reason(config.learner, restored.policy_version, restored.rewards)
+    if reason and config.checkpoint.required:
         raise ValueError(
             f"checkpoint.resume=true: nothing is left to do after {newest}: {reason}; raise learner.steps or "
             "learner.target_reward, or write its model by `python -m learner.export`"
