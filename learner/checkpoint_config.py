@@ -9,7 +9,10 @@ from protocol.options import option
 class CheckpointConfig:
     """Training checkpoints under `run.dir`/checkpoints: weights, optimizer, random state, and what was consumed."""
 
-    every: int = option(0, "optimizer steps between two training checkpoints; 0: only at the end")
+    every: int = option(
+        20,
+        "steps between two training checkpoints, and what a learner that dies makes anew at most; 0: only at the end",
+    )
     keep: int = option(2, "training checkpoints kept, the newest ones")
     resume: bool = option(False, "go on from the newest training checkpoint of `run.dir`")
     required: bool = option(
