@@ -19,9 +19,11 @@ from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
+from learner.broker.rates import Bucket
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream, Tasks
 from protocol.clock import Deadline, Ticker, now, pause
+from protocol.errors import PeerStalled
 from protocol.messages import (
     Ack,
     BatchRequest,
@@ -51,6 +53,8 @@ log = logging.getLogger("broker")
 
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
+WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics count all
+BURST_SECONDS = 10.0  # of messages that may come at once
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
@@ -97,6 +101,8 @@ class Broker:
         self._registry = registry(self.collector)
         self._show = Ticker(config.stream.heartbeat_seconds)
         self._look = Ticker(LOOK_SECONDS)
+        self._strangers = Bucket(config.stream.strangers_per_second, BURST_SECONDS)
+        self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
         self._no_learner = ""  # why there is none, in words, and until when that may be
@@ -179,7 +185,11 @@ class Broker:
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         for identity, message in outgoing:
-            self.router.send(identity, message)
+            try:
+                self.router.send(identity, message)
+            except PeerStalled as error:
+                if peer := self.members.get(identity):
+                    self._lose(peer, f"does not read: {error}")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -201,8 +211,10 @@ class Broker:
                 self._refuse(identity, error.field, error.problem, fatal=True)
 
     def _take(self, identity: bytes, message: Message | Rejected) -> None:
-        peer = self.members.get(identity)
-        if isinstance(message, Rejected):
+        peer, moment = self.members.get(identity), now()
+        if not (peer.bucket if peer else self._strangers).takes(moment):
+            self._too_much(peer)
+        elif isinstance(message, Rejected):
             self._refuse(identity, message.field, message.problem, fatal=peer is None)
         elif isinstance(message, Hello):
             self._welcome(identity, message)
@@ -210,14 +222,25 @@ class Broker:
             if not isinstance(message, Goodbye):
                 self.router.send(identity, WhoAreYou())
         else:
-            peer.last_heard = now()
+            peer.last_heard = moment
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
             peer.received = max(peer.received, getattr(message, "seq", 0))
 
+    def _too_much(self, peer: Peer | None) -> None:
+        """A peer that floods is refused, once; what strangers say beyond the rate is not even answered."""
+        self.collector.flooding_messages += 1
+        if peer is not None:
+            problem = f"more than {self.config.stream.messages_per_second:g} messages a second came"
+            self._refuse(peer.identity, "rate", f"{problem}; stream.messages_per_second allows more", fatal=True)
+
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         moment, stream = now(), self.config.stream
+        if self.router.speaker not in ("", hello.role):
+            problem = f"{hello.role}, but its key is that of the {self.router.speaker}"
+            self._refuse(identity, "role", problem, fatal=True)
+            return
         if (before := self.members.before(hello)) is not None:
             self.members.leave(before.identity)  # the same process, on another connection
         elif holder := self.members.holder(hello):
@@ -226,7 +249,8 @@ class Broker:
                 self._refuse(identity, "name", _taken(hello, holder), fatal=False)
                 return
             self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
-        peer = self.members.join(identity, hello, moment)
+        bucket = before.bucket if before else Bucket(stream.messages_per_second, BURST_SECONDS)
+        peer = self.members.join(identity, hello, bucket, moment)
         self._say(
             identity,
             Welcome(
@@ -334,7 +358,8 @@ class Broker:
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
         peer = self.members.get(identity)
-        log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
+        if self._warnings.takes(now()):
+            log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
         self._say(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
         if peer and fatal:
             self._lose(peer, "was refused")
