@@ -219,6 +219,8 @@ class Broker:
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         moment, stream = now(), self.config.stream
         if (before := self.members.before(hello)) is not None:
+            if before.identity == identity:
+                return  # said again while the Welcome is on its way: capacity and credit stay
             self.members.leave(before.identity)  # the same process, on another connection
         elif holder := self.members.holder(hello):
             silent = moment - holder.last_heard
