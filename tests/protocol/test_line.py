@@ -90,6 +90,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalBroker]:
 
 def joined(broker: MortalBroker, said: Welcome | None = None, standing: tuple[Message, ...] = ()) -> Line:
     """A line whose first Hello was answered."""
+
     def answer() -> None:
         while not isinstance(broker.take(SECONDS), Hello):
             pass

@@ -2,14 +2,13 @@
 
 import random
 import sqlite3
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, rollout, train
+from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, pictured, rollout, train
 
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
@@ -20,34 +19,6 @@ from learner.group_ranges import merged
 
 RUN = {"run.seed": 0}
 SIZE = 3
-
-
-def pictured(stream: Stream) -> dict[str, Any]:
-    """All of a stream that outlives its process, comparable."""
-    state = asdict(stream.state())
-    state["counts"] = {name: count for name, count in state["counts"].items() if count}
-    return {
-        "state": state,
-        "groups": {
-            group.group_id: (
-                group.task,
-                group.lease_version,
-                group.seeds,
-                group.leases,
-                sorted(group.lease_ids),
-                [
-                    (each.state, each.checks, each.verdict, each.rollout and each.rollout.token_versions.tolist())
-                    for each in group.samples
-                ],
-            )
-            for group in stream.groups.values()
-        },
-        "leases": {each.lease_id: (each.actor, each.group_id, sorted(each.samples)) for each in stream.leases.values()},
-        "batches": stream.batches,
-        "fingerprints": stream.fingerprints,
-        "ready": stream._ready,
-        "retired": (stream.retirement.retired, stream.retirement.histories),
-    }
 
 
 @dataclass
