@@ -1,4 +1,4 @@
-"""A process that writes a journal as fast as it can, and the truth of what it wrote: the same world without a journal."""
+"""A process that writes a journal turn after turn, and the truth of what it wrote: the same world without a journal."""
 
 import os
 import random

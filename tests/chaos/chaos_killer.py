@@ -110,7 +110,7 @@ class Killer:
         with Dealer(self.run.address) as line:
             line.send(hello("actor", f"watcher-{self._watchers}"))
             seen = 0
-            while seen < 2 and not end.passed:  # the first is the version that is there already
+            while seen < 2 and not end.passed:  # the first is there already
                 if isinstance(manifest := line.receive(0.05), WeightManifest):
                     seen += 1
                     newest = manifest

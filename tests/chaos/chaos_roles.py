@@ -113,7 +113,7 @@ def hello(role: Any, name: str) -> Hello:
 
 
 class SeededEngine(CountingEngine):
-    """Samples `completion(seed)`, a token a step for every request; refuses prompts that say that they are impossible."""
+    """Samples `completion(seed)`, a token a step for every request; refuses prompts that call themselves impossible."""
 
     def add(self, request_id: str, prompt_ids: Sequence[int], seed: int) -> None:
         if "impossible" in "".join(map(chr, prompt_ids)):
@@ -235,7 +235,7 @@ def snapshot(version: int, nonce: int) -> Snapshot:
 
 
 class PlayedLearner:
-    """The real link and the real checkpoint directories, in the order of `learner.loop`; training is a line in a ledger."""
+    """The real link and checkpoint directories, in the order of `learner.loop`; training is a line in a ledger."""
 
     def __init__(self, address: str, directory: Path, every: int, train_seconds: float, batch_seconds: float) -> None:
         self.directory = directory / checkpoint_files.FOLDER

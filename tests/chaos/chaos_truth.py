@@ -1,5 +1,6 @@
 """What must be true of a journal and a ledger, whatever was killed and whenever."""
 
+from itertools import pairwise
 from typing import Any
 
 from chaos_roles import completion, reward_of, text_of
@@ -75,5 +76,5 @@ def check_journal(found: Contents, made: dict[int, Line]) -> None:
 def odd(groups: list[int], end: int) -> str:
     """The groups that are missing and those that are there more than once."""
     missing = set(range(end)) - set(groups)
-    twice = {group for group, after in zip(groups, groups[1:], strict=False) if group == after}
+    twice = {group for group, after in pairwise(groups) if group == after}
     return f"missing {sorted(missing)[:20]}, twice {sorted(twice)[:20]}, beyond {[g for g in groups if g >= end][:20]}"

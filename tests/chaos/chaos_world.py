@@ -117,6 +117,11 @@ class Run:
             assert time.monotonic() < end, f"not within {seconds} s: {what}\n{self.tails()}"
             time.sleep(0.005)
 
+    def until_it_trains(self, steps: int, what: str) -> None:
+        """Wait for so many steps from now on."""
+        end = self.steps + steps
+        self.until(lambda: self.steps >= end, what)
+
     def finish(self) -> None:
         """The learner ends the run; everybody leaves by itself."""
         (self.directory / "stop").touch()

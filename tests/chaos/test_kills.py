@@ -53,8 +53,8 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_is_trained_twice(
         for strike in range(STRIKES):
             killer.strike()
             if chance.random() < 0.6:
-                before, began = run.steps, time.monotonic()
-                run.until(lambda: run.steps > before, f"training goes on after strike {strike}, {dict(killer.kills)}")
+                began = time.monotonic()
+                run.until_it_trains(1, f"training goes on after strike {strike}, {dict(killer.kills)}")
                 longest = max(longest, time.monotonic() - began)
             if strike % 5 == 4:
                 audit(run, **limits)
@@ -62,8 +62,7 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_is_trained_twice(
         audit(run, **limits)
         for process in list(run.processes):
             run.again(process)
-        before = run.steps
-        run.until(lambda: run.steps > before + every + 2, "training goes on after everybody was killed")
+        run.until_it_trains(every + 2, "training goes on after everybody was killed")
         run.finish()
         audit(run, **limits)
         found = run.journal()
