@@ -126,6 +126,7 @@ class Broker:
         """
         while self.over is None:
             self._drain()
+            self._acknowledge()  # first of all: whoever hears what came of a message knows that it arrived
             if self._look.due():
                 self._end_overdue()
             self._check_progress()
@@ -133,7 +134,6 @@ class Broker:
                 self._grant_leases()
                 self._assign_jobs()
                 self._hand_out_batch()
-            self._acknowledge()
             self._write()
             self._speak()
             if self._show.due():

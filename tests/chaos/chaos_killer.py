@@ -137,7 +137,7 @@ def written(log: Path) -> int:
 
 
 def torn(log: Path) -> bool:
-    """Whether SQLite's write-ahead log ends in a transaction that was not committed. See sqlite.org/fileformat2, 4.1."""
+    """Whether SQLite's write-ahead log ends in a transaction that was not committed. sqlite.org/fileformat2, 4.1."""
     content = log.read_bytes() if log.exists() else b""
     if len(content) < 32:
         return False

@@ -567,6 +567,32 @@ def test_a_learner_killed_and_started_again_takes_its_place_and_gets_the_same_ba
     running.close()
 
 
+def test_what_a_message_brought_about_is_heard_after_its_acknowledgement(running: Running) -> None:
+    """A learner that has a batch is never asked for what came before it: a broker may die between any two messages."""
+    learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
+    for peer in running.peers:
+        peer.expect(Welcome)
+    learner.send(Resume(seq=1, policy_version=0, consumed=()))
+    learner.send(replace(manifest(0), seq=2))
+    actor.send(LeaseRequest(capacity=4))
+    verifier.send(VerifyRequest(capacity=4))
+    for _ in range(2):
+        lease = actor.expect(Lease, skip=WeightManifest)
+        for sample in lease.sample_indexes:
+            actor.send(completion(lease, sample, 0))
+            verifier.send(judged(verifier.expect(VerifyJob), float(sample)))
+    learner.send(BatchRequest(policy_version=0))
+    learner.expect(GroupBatch)
+    learner.send(replace(manifest(1), seq=3))
+    learner.send(Consumed(seq=4, policy_version=1, group_ids=(0,)))
+    learner.send(BatchRequest(policy_version=1))
+    acknowledged = 0
+    while not isinstance(message := learner.dealer.receive(5), GroupBatch):
+        assert isinstance(message, Ack | Heartbeat)
+        acknowledged = getattr(message, "seq", acknowledged)
+    assert acknowledged == 4
+
+
 def test_a_learner_that_takes_a_batch_and_does_not_train_it_is_refused(tmp_path: Path) -> None:
     running = Running(tmp_path, consume_seconds=0.3)
     learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
