@@ -53,6 +53,7 @@ TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
+GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 
 SHOWN_COUNTS = (
@@ -107,8 +108,10 @@ class Broker:
     def _come_back(self) -> None:
         """Go on from the journal, if a broker of this run died before."""
         self._absent = Deadline(self.config.stream.silence_seconds)  # for those that held leases to come back
+        self._gathering = Deadline(0.0)  # for all to notice
         if not self.journal.begun:
             return
+        self._gathering = Deadline(GATHER_HEARTBEATS * self.config.stream.heartbeat_seconds)
         self.stream.restore(self._load(), now())
         self._no_learner = "the learner to come back to this broker"
         log.info(
@@ -143,8 +146,16 @@ class Broker:
             self._write()
         for peer in self.members:
             self.router.send(peer.identity, self.over)
+        self._tell_the_late(self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
+
+    def _tell_the_late(self, over: Goodbye) -> None:
+        """Who has not noticed yet that this broker came back will speak in a moment, and hear that the run is over."""
+        while not self._gathering.passed:
+            received = self.router.receive(self._gathering.remaining)
+            if received and self.members.get(received[0]) is None:
+                self.router.send(received[0], over)
 
     def _say(self, identity: bytes, message: Message) -> None:
         """Send `message` when this turn is in the journal."""
@@ -329,9 +340,10 @@ class Broker:
 
     @_on.register
     def _(self, message: Goodbye, peer: Peer) -> None:
-        self._lose(peer, f"left: {message.reason}")
         if peer.hello.role == "learner" and message.finished:
-            self.end(message.reason, finished=True)
+            self.end(message.reason, finished=True)  # and stays to hear it, like all the others
+        else:
+            self._lose(peer, f"left: {message.reason}")
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
