@@ -205,6 +205,8 @@ class Line:
                 return answer
             if answer is None:
                 continue
+            if isinstance(answer, Goodbye):
+                raise Refused(f"the run at {self.broker} is over: {answer.reason}")
             if not isinstance(answer, Refusal | WhoAreYou):
                 raise ProtocolError(f"{self.broker} answered Hello with {answer}: is it a broker?")
             if isinstance(answer, Refusal) and (answer.fatal or taken.passed):

@@ -40,6 +40,7 @@ class Run:
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         self.options: dict[str, Any] = QUICK | {name.replace("__", "."): value for name, value in options.items()}
         self.address = ""
         self.processes: dict[str, ForkServerProcess] = {}
@@ -123,6 +124,12 @@ class Run:
         self.until(lambda: self.steps >= end, what)
 
     def finish(self) -> None:
+        """When all have joined, the learner ends the run; everybody leaves by itself."""
+        everybody = self.processes.keys() - {"broker"}
+        self.until(lambda: {peer["name"] for peer in self.status()["peers"]} == everybody, "all have joined")
+        self.end()
+
+    def end(self) -> None:
         """The learner ends the run; everybody leaves by itself."""
         (self.directory / "stop").touch()
         for name in sorted(self.processes, key=lambda name: name == "broker"):

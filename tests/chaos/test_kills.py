@@ -4,6 +4,7 @@ The instants follow from a seed, which is printed; `CHAOS_SEED=7 pytest tests/ch
 """
 
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,27 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_is_trained_twice(
         print(f"{found.policy_version} steps, {run.steps} with those made anew; longest pause {longest:.1f} s")
         print(f"dropped: {found.dropped_by_reason}; counts: {found.counts}")
         assert longest < PATIENCE
+
+
+def test_a_broker_that_dies_with_the_end_of_the_run_hears_of_it_when_it_comes_back(tmp_path: Path) -> None:
+    chance, died = random.Random(SEED), 0
+    for place in range(5):
+        with run_in(tmp_path / str(place)) as run:
+            run.start_broker()
+            run.start_learner(every=2)
+            run.start_actor("actor-0")
+            run.start_verifier("verifier-0")
+            run.until(lambda run=run: run.steps > 2, "the run begins")
+            (run.directory / "stop").touch()
+            time.sleep(chance.random() * 0.05)
+            run.signal("broker", signal.SIGKILL)
+            run.ended("broker")
+            if "run over" in run.log("broker"):
+                continue  # it died too late
+            died += 1
+            run.again("broker")
+            run.end()
+            found = run.journal()
+            assert found.policy_version == run.ledger()[-1]["version"]
+            check_journal(found, steps(run.ledger()))
+    assert died

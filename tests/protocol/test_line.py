@@ -145,6 +145,18 @@ def test_a_hello_that_died_with_its_broker_is_said_again(broker: MortalBroker) -
     line.close()
 
 
+def test_who_comes_too_late_is_told_how_the_run_ended(broker: MortalBroker) -> None:
+    def answer() -> None:
+        assert isinstance(broker.take(SECONDS), Hello)
+        broker.say(Goodbye(reason="100 steps are done", finished=True))
+
+    thread = Thread(target=answer)
+    thread.start()
+    with pytest.raises(Refused, match="is over: 100 steps are done"):
+        Line(broker.router.address, HELLO, welcome_seconds=SECONDS)
+    thread.join()
+
+
 def test_an_absent_broker_is_waited_for_as_long_as_was_said_and_no_longer(broker: MortalBroker) -> None:
     broker.router.socket.close(0)
     began = Deadline(SECONDS)
