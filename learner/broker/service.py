@@ -57,6 +57,7 @@ WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics cou
 BURST_SECONDS = 10.0  # of messages that may come at once
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
+GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 
 SHOWN_COUNTS = (
@@ -113,8 +114,10 @@ class Broker:
     def _come_back(self) -> None:
         """Go on from the journal, if a broker of this run died before."""
         self._absent = Deadline(self.config.stream.silence_seconds)  # for those that held leases to come back
+        self._gathering = Deadline(0.0)  # for all to notice
         if not self.journal.begun:
             return
+        self._gathering = Deadline(GATHER_HEARTBEATS * self.config.stream.heartbeat_seconds)
         self.stream.restore(self._load(), now())
         self._no_learner = "the learner to come back to this broker"
         log.info(
@@ -132,6 +135,7 @@ class Broker:
         """
         while self.over is None:
             self._drain()
+            self._acknowledge()  # first of all: whoever hears what came of a message knows that it arrived
             if self._look.due():
                 self._end_overdue()
             self._check_progress()
@@ -139,7 +143,6 @@ class Broker:
                 self._grant_leases()
                 self._assign_jobs()
                 self._hand_out_batch()
-            self._acknowledge()
             self._write()
             self._speak()
             if self._show.due():
@@ -149,8 +152,16 @@ class Broker:
             self._write()
         for peer in self.members:
             self.router.send(peer.identity, self.over)
+        self._tell_the_late(self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
+
+    def _tell_the_late(self, over: Goodbye) -> None:
+        """Who has not noticed yet that this broker came back will speak in a moment, and hear that the run is over."""
+        while not self._gathering.passed:
+            received = self.router.receive(self._gathering.remaining)
+            if received and self.members.get(received[0]) is None:
+                self.router.send(received[0], over)
 
     def _say(self, identity: bytes, message: Message) -> None:
         """Send `message` when this turn is in the journal."""
@@ -242,6 +253,8 @@ class Broker:
             self._refuse(identity, "role", problem, fatal=True)
             return
         if (before := self.members.before(hello)) is not None:
+            if before.identity == identity:
+                return  # said again while the Welcome is on its way: capacity and credit stay
             self.members.leave(before.identity)  # the same process, on another connection
         elif holder := self.members.holder(hello):
             silent = moment - holder.last_heard
@@ -351,9 +364,10 @@ class Broker:
 
     @_on.register
     def _(self, message: Goodbye, peer: Peer) -> None:
-        self._lose(peer, f"left: {message.reason}")
         if peer.hello.role == "learner" and message.finished:
-            self.end(message.reason, finished=True)
+            self.end(message.reason, finished=True)  # and stays to hear it, like all the others
+        else:
+            self._lose(peer, f"left: {message.reason}")
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
