@@ -12,7 +12,7 @@ def test_a_burst_is_taken_at_once_and_then_the_steady_rate() -> None:
     assert taken(bucket, 100.0, 1000) == 30
     assert taken(bucket, 100.5, 1000) == 5
     assert taken(bucket, 100.55, 1000) == 0
-    assert taken(bucket, 100.6, 1000) == 1
+    assert taken(bucket, 100.65, 1000) == 1
 
 
 def test_a_quiet_peer_gathers_no_more_than_a_burst() -> None:
