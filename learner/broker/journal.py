@@ -67,8 +67,7 @@ class Journal:
         self._lock = _lock(path.with_suffix(".lock"))
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute(f"PRAGMA synchronous={sync}")
+            tune(self._database, sync)
             self._open(run)
         except sqlite3.Error as error:
             os.close(self._lock)
@@ -200,6 +199,12 @@ class Journal:
             return read(self._database, group_size, seed)
         except (sqlite3.Error, MalformedMessage, TypeError, ValueError, KeyError) as error:
             raise JournalFailed(f"{self.path}: is damaged: {error}; move it away to begin anew") from None
+
+
+def tune(database: sqlite3.Connection, sync: str) -> None:
+    """How the file is written; what a reader sees does not depend on it."""
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute(f"PRAGMA synchronous={sync}")
 
 
 class _Transaction:
