@@ -14,17 +14,19 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
-from learner import checkpoint_files, distributed, exchange, metrics, model, optimizer
-from learner.checkpoint import Checkpoints
+from learner import distributed, exchange, metrics, optimizer
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
 from learner.loop import Learner, stop_reason
-from learner.model import Policy
 from learner.optimizer import Optimizer
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.model import Policy
+from learner.policy.reference import load_reference
 from learner.record import Record, open_record, resume_record, versions
-from learner.reference import load_reference
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 import actors.config
 import learner.broker.config
 import learner.config
-import learner.sft_config
+import learner.sft.config
 import verifier.config
 from actors.config import ActorRoot
 from learner.broker.config import BrokerRoot
 from learner.config import LearnerRoot
-from learner.sft_config import SftRoot
+from learner.sft.config import SftRoot
 from protocol.options import option
 from verifier.config import VerifierRoot
 
@@ -37,7 +37,7 @@ CHECKS: Mapping[str, Callable[[Any], None]] = {
     "learner": learner.config.check,
     "actor": actors.config.check,
     "verifier": verifier.config.check,
-    "sft": learner.sft_config.check,
+    "sft": learner.sft.config.check,
 }
 RENAMED = {  # (role, its section) → the section of this tree
     ("sft", "optimizer"): "sft_optimizer",

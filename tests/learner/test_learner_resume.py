@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from learner import __main__ as command
-from learner import model, optimizer
-from learner.checkpoint import Checkpoints
+from learner import optimizer
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import LearnerRoot, LossConfig
 from learner.distributed import Ranks
 from learner.loop import Learner
-from learner.model_config import ModelConfig
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.reference import load_reference
 from learner.record import open_record, resume_record
-from learner.reference import load_reference
 from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling, StreamStats
 
 Build = Callable[[str, bool], Path]
