@@ -5,13 +5,14 @@ credits in the messages: leases, rooms, batch requests), and neither ever raises
 cannot be taken is handed back as a `Rejected`, with the peer and the field, and the socket goes on.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import zmq
 
-from protocol.codec import MAX_FRAME_BYTES, decode, encode
+from protocol.codec import MAX_FRAME_BYTES, Frame, decode, encode
 from protocol.errors import MalformedMessage
 from protocol.messages import Message
 
@@ -77,8 +78,19 @@ class Router(_Endpoint):
 
     def send(self, peer: bytes, message: Message) -> bool:
         """Queue `message` for `peer`; False when that peer is gone."""
+        return self._send(peer, encode(message))
+
+    def send_all(self, letters: Iterable[tuple[bytes, Message]]) -> None:
+        """Queue each message for its peer, if that is there; one that goes to many in a row is encoded once."""
+        before, frames = None, []
+        for peer, message in letters:
+            if message is not before:
+                before, frames = message, encode(message)
+            self._send(peer, frames)
+
+    def _send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
         try:
-            self.socket.send_multipart([peer, *encode(message)], copy=False)
+            self.socket.send_multipart([peer, *frames], copy=False)
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
                 return False
@@ -86,11 +98,16 @@ class Router(_Endpoint):
         return True
 
     def receive(self, timeout: float = 0.0) -> tuple[bytes, Message | Rejected] | None:
-        """The next message and its peer, or None after `timeout` seconds."""
-        if not self.readable(timeout):
-            return None
-        peer, *frames = self.socket.recv_multipart(copy=False)
-        return bytes(peer.buffer), _decoded(bytes(peer.buffer), frames)
+        """The next message and its peer, or None after `timeout` seconds.
+
+        Frames are copied: many peers send many small ones, which are faster to copy than to share, and to keep one
+        that is shared is to keep the buffer in which it came.
+        """
+        try:
+            peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return self.receive() if timeout > 0 and self.readable(timeout) else None
+        return peer, _decoded(peer, frames)
 
 
 class Dealer(_Endpoint):
@@ -115,11 +132,12 @@ class Dealer(_Endpoint):
         """The next message, or None after `timeout` seconds."""
         if not self.readable(timeout):
             return None
-        return _decoded(self.peer, self.socket.recv_multipart(copy=False))
+        frames = self.socket.recv_multipart(copy=False)
+        return _decoded(self.peer, [memoryview(frame.buffer).toreadonly() for frame in frames])
 
 
-def _decoded(peer: bytes, frames: list[Any]) -> Message | Rejected:
+def _decoded(peer: bytes, frames: Sequence[Frame]) -> Message | Rejected:
     try:
-        return decode([memoryview(frame.buffer).toreadonly() for frame in frames])
+        return decode(frames)
     except MalformedMessage as error:
         return Rejected(peer, error.field, error.problem)
