@@ -39,7 +39,7 @@ VERIFIERS = 4
 ACTORS_A_PROCESS = 1000
 LEASES = 2  # an actor holds at least so many, and all actors together at least:
 LEASES_IN_ALL = 64
-JOIN_SECONDS = 3.0 # and so many for each thousand actors:
+JOIN_SECONDS = 3.0  # and so many for each thousand actors:
 JOIN_SECONDS_A_THOUSAND = 6.0
 START_SECONDS = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -68,7 +68,11 @@ class BrokerProcess:
         tasks = directory / "tasks.jsonl"
         if not tasks.exists():
             rows = (
-                {"prompt": PROMPT.format(*[number, number + 1] * 4), "reward": "accuracy", "reference": str(2 * number + 1)}
+                {
+                    "prompt": PROMPT.format(*[number, number + 1] * 4),
+                    "reward": "accuracy",
+                    "reference": str(2 * number + 1),
+                }
                 for number in range(TASKS)
             )
             tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))

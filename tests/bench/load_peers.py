@@ -266,7 +266,11 @@ class Learner(Peer):
 
     def _publish(self, version: int) -> None:
         canned = self.fleet.manifest
-        canned.body["seq"], canned.body["version"], canned.body["fingerprint"] = self.number(), version, f"{version:032}"
+        canned.body["seq"], canned.body["version"], canned.body["fingerprint"] = (
+            self.number(),
+            version,
+            f"{version:032}",
+        )
         self.send(canned.frames())
 
     def _ask(self, version: int) -> None:
@@ -275,7 +279,9 @@ class Learner(Peer):
 
     def _batch(self, batch: dict[str, Any], moment: float) -> None:
         seen, note = self.fleet.seen, self.fleet.note
-        complete = [max(float(each["rollout"]["text"][:STAMP]) for each in group["scored"]) for group in batch["groups"]]
+        complete = [
+            max(float(each["rollout"]["text"][:STAMP]) for each in group["scored"]) for group in batch["groups"]
+        ]
         note(seen.batch, moment - max(self.asked, *complete), moment)
         for last in complete:
             note(seen.group, moment - last, moment)
@@ -371,7 +377,9 @@ class Fleet:
         return self.seen
 
     def _timeout(self, moment: float) -> float:
-        due = min(self._timers[0][0] if self._timers else self.crew.end, self._beats[0][0] if self._beats else moment + 1)
+        due = min(
+            self._timers[0][0] if self._timers else self.crew.end, self._beats[0][0] if self._beats else moment + 1
+        )
         return max(0.0, due - moment)
 
     def close(self) -> None:
