@@ -9,7 +9,7 @@ Broker and peers share the machine; what other processes take of it is reported 
 
     lease   from room for a group on an actor to the lease, admission leaving room all the time
     job     from a rollout on an actor to its verify job on a verifier: one way through the journal
-    batch   from the last rollout that a batch misses to the batch on the learner: twice through the journal, verdict between
+    batch   from the last rollout that a batch misses to the batch on the learner: twice through the journal
 """
 
 import argparse
@@ -44,7 +44,7 @@ JOIN_SECONDS_A_THOUSAND = 6.0
 START_SECONDS = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")
 TASKS = 4096
-PROMPT = "What is {} plus {}? Show your work in <think> tags and give the answer in <answer> tags. " * 4
+PROMPT = "Show your work in <think> tags and give the answer in <answer> tags. " * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +67,7 @@ class BrokerProcess:
         self.directory = directory
         tasks = directory / "tasks.jsonl"
         if not tasks.exists():
-            rows = (
-                {
-                    "prompt": PROMPT.format(*[number, number + 1] * 4),
-                    "reward": "accuracy",
-                    "reference": str(2 * number + 1),
-                }
-                for number in range(TASKS)
-            )
-            tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            tasks.write_text("".join(json.dumps(_task(number)) + "\n" for number in range(TASKS)))
         self.began = time.monotonic()
         with (directory / "broker.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -130,6 +122,11 @@ class BrokerProcess:
         """As by kill -9."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+
+def _task(number: int) -> dict[str, str]:
+    prompt = f"What is {number} plus {number + 1}? {PROMPT}"
+    return {"prompt": prompt, "reward": "accuracy", "reference": str(2 * number + 1)}
 
 
 def _cpu_seconds(stat: Path) -> float:

@@ -110,7 +110,6 @@ class Peer:
     def __init__(self, fleet: "Fleet", name: str) -> None:
         self.fleet = fleet
         self.dealer = Dealer(fleet.crew.broker)
-        self.welcome_seconds = 0.0  # between two heartbeats, by the broker's Welcome
         self.sent = 0  # the last `seq`
         self.on: dict[str, Callable[[dict[str, Any], float], None]] = {"welcome": self._welcome, "refusal": _refused}
         self.say(
@@ -266,11 +265,7 @@ class Learner(Peer):
 
     def _publish(self, version: int) -> None:
         canned = self.fleet.manifest
-        canned.body["seq"], canned.body["version"], canned.body["fingerprint"] = (
-            self.number(),
-            version,
-            f"{version:032}",
-        )
+        canned.body |= {"seq": self.number(), "version": version, "fingerprint": f"{version:032}"}
         self.send(canned.frames())
 
     def _ask(self, version: int) -> None:
@@ -377,10 +372,9 @@ class Fleet:
         return self.seen
 
     def _timeout(self, moment: float) -> float:
-        due = min(
-            self._timers[0][0] if self._timers else self.crew.end, self._beats[0][0] if self._beats else moment + 1
-        )
-        return max(0.0, due - moment)
+        rollout = self._timers[0][0] if self._timers else self.crew.end
+        heartbeat = self._beats[0][0] if self._beats else self.crew.end
+        return max(0.0, min(rollout, heartbeat, self.crew.end) - moment)
 
     def close(self) -> None:
         """Leave; the learner ends the run."""
