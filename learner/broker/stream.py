@@ -651,7 +651,9 @@ class Stream:
             )
         for version in [version for version in self.batches if version < policy_version]:
             self.changes.batches.add(version)
-            self.changes.groups.update(self.batches.pop(version))
+            for group_id in self.batches.pop(version):
+                self.changes.groups.add(group_id)
+                self.changes.trained.pop(group_id, None)
         self.retained_from = max(self.retained_from, policy_version)
         self.changes.state = True
 
