@@ -23,7 +23,6 @@ from learner.broker.rates import Bucket
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream, Tasks
 from protocol.clock import Deadline, Ticker, now, pause
-from protocol.errors import PeerStalled
 from protocol.messages import (
     Ack,
     BatchRequest,
@@ -104,6 +103,8 @@ class Broker:
         self._look = Ticker(LOOK_SECONDS)
         self._strangers = Bucket(config.stream.strangers_per_second, BURST_SECONDS)
         self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
+        self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
+        self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
         self._no_learner = ""  # why there is none, in words, and until when that may be
@@ -150,8 +151,7 @@ class Broker:
         if self.over.finished:
             self.stream.close()
             self._write()
-        for peer in self.members:
-            self.router.send(peer.identity, self.over)
+        self.router.send_all((peer.identity, self.over) for peer in self.members)
         self._tell_the_late(self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
@@ -168,10 +168,10 @@ class Broker:
         self._outgoing.append((identity, message))
 
     def _acknowledge(self) -> None:
-        for peer in self.members:
-            if peer.received > peer.acknowledged:
-                self._say(peer.identity, Ack(seq=peer.received))
-                peer.acknowledged = peer.received
+        received, self._received = self._received, {}
+        for identity, seq in received.items():
+            if self.members.get(identity):
+                self._say(identity, Ack(seq=seq))
 
     def _write(self) -> None:
         """The turn becomes durable. Where it cannot, the whole broker waits, for `journal.full_seconds` at most."""
@@ -195,12 +195,9 @@ class Broker:
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        for identity, message in outgoing:
-            try:
-                self.router.send(identity, message)
-            except PeerStalled as error:
-                if peer := self.members.get(identity):
-                    self._lose(peer, f"does not read: {error}")
+        for identity in self.router.send_all(outgoing):
+            if peer := self.members.get(identity):
+                self._lose(peer, "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -237,7 +234,8 @@ class Broker:
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
-            peer.received = max(peer.received, getattr(message, "seq", 0))
+            if seq := getattr(message, "seq", 0):
+                self._received[identity] = max(seq, self._received.get(identity, 0))
 
     def _too_much(self, peer: Peer | None) -> None:
         """A peer that floods is refused, once; what strangers say beyond the rate is not even answered."""
@@ -299,6 +297,7 @@ class Broker:
     @_on.register
     def _(self, message: LeaseRequest, peer: Peer) -> None:
         peer.capacity = message.capacity
+        self._roomy.add(peer.name)
 
     @_on.register
     def _(self, message: VerifyRequest, peer: Peer) -> None:
@@ -432,28 +431,42 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
+        self._roomy |= self.stream.relieved
+        self.stream.relieved.clear()
         if not self.stream.leasable:
             return
-        actors = [(-self._room(peer), place, peer) for place, peer in enumerate(self.members.of("actor"))]
+        peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
+        actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and self.stream.leasable:
-            _, place, peer = heapq.heappop(actors)
-            lease = self.stream.grant(peer.name, peer.capacity, now())
-            if lease is not None:
-                self._say(peer.identity, lease)
-                heapq.heappush(actors, (-self._room(peer), place, peer))
+        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+            _, number, peer = actors[0]
+            self._say(peer.identity, lease)
+            if self._has_room(peer):
+                heapq.heapreplace(actors, (-self._room(peer), number, peer))
+            else:
+                heapq.heappop(actors)
+        self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
         return actor.capacity - self.stream.samples_held(actor.name)
 
+    def _has_room(self, actor: Peer) -> bool:
+        return self.stream.has_room(actor.name, actor.capacity)
+
     def _assign_jobs(self) -> None:
-        verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
-        while verifiers and self.stream.verify_queued:
-            peer = min(verifiers, key=lambda verifier: self.stream.jobs_held(verifier.name))
-            job = self.stream.assign(peer.name, peer.capacity)
-            if job is None:
-                return
+        """A job at a time to the verifier that holds fewest."""
+        if not self.stream.verify_queued:
+            return
+        held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
+        verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
+        heapq.heapify(verifiers)
+        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+            jobs, number, peer = verifiers[0]
             self._say(peer.identity, job)
+            if jobs + 1 < peer.capacity:
+                heapq.heapreplace(verifiers, (jobs + 1, number, peer))
+            else:
+                heapq.heappop(verifiers)
 
     def _hand_out_batch(self) -> None:
         learner = self.members.learner
