@@ -27,6 +27,7 @@ from protocol.messages import Rollout, Task, Verdict
 
 FORMAT = 1
 NAME = "journal.sqlite"
+CURE = "move it away to begin anew from the learner's checkpoint"
 TABLES = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE groups (group_id INTEGER PRIMARY KEY, lease_version INTEGER NOT NULL, leases INTEGER NOT NULL,
@@ -54,6 +55,10 @@ class JournalFailed(Exception):
     """The journal cannot be used, or not written now; the text names the file and the cure."""
 
 
+class JournalDamaged(JournalFailed):
+    """The journal will not become better by waiting."""
+
+
 class Journal:
     """The journal of one run in `path`, made if it is not there. `run` is what must be the same when it goes on.
 
@@ -70,9 +75,12 @@ class Journal:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute(f"PRAGMA synchronous={sync}")
             self._open(run)
+        except sqlite3.OperationalError as error:  # no room, no right, no disk: the journal itself may be whole
+            os.close(self._lock)
+            raise JournalFailed(f"{path}: {error}; make room on its disk, and see that it can be written") from None
         except sqlite3.Error as error:
             os.close(self._lock)
-            raise JournalFailed(f"{path}: {error}; move it away to begin anew from the learner's checkpoint") from None
+            raise JournalDamaged(f"{path}: {error}; {CURE}") from None
         except JournalFailed:
             self.close()
             raise
@@ -134,6 +142,8 @@ class Journal:
                 self._keep("state", asdict(stream.state()))
         except sqlite3.OperationalError as error:  # no room, no disk
             raise JournalFailed(f"{self.path}: {error}") from None
+        except sqlite3.Error as error:
+            raise JournalDamaged(f"{self.path}: {error}; {CURE}") from None
         for sample in written:
             sample.written = True
         changes.clear()
@@ -199,7 +209,7 @@ class Journal:
         try:
             return read(self._database, group_size, seed)
         except (sqlite3.Error, MalformedMessage, TypeError, ValueError, KeyError) as error:
-            raise JournalFailed(f"{self.path}: is damaged: {error}; move it away to begin anew") from None
+            raise JournalDamaged(f"{self.path}: is damaged: {error}; {CURE}") from None
 
 
 class _Transaction:

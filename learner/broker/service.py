@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
 from learner.broker.http import StatusServer
-from learner.broker.journal import Journal, JournalFailed
+from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
 from learner.broker.retirement import Retirement
@@ -173,6 +173,8 @@ class Broker:
         while True:
             try:
                 self.journal.commit(self.stream)
+            except JournalDamaged:
+                raise
             except JournalFailed as error:
                 if patience.passed or self.over:
                     raise JournalFailed(f"{error}, for {patience.seconds:.0f} s: make room on its disk") from None
