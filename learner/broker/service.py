@@ -51,6 +51,7 @@ log = logging.getLogger("broker")
 
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
+HELD_UP_SECONDS = 1.0  # between two looks: then it was the broker that did not listen
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
@@ -98,6 +99,7 @@ class Broker:
         self._registry = registry(self.collector)
         self._show = Ticker(config.stream.heartbeat_seconds)
         self._look = Ticker(LOOK_SECONDS)
+        self._looked = now()
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
         self._no_learner = ""  # why there is none, in words, and until when that may be
@@ -359,6 +361,12 @@ class Broker:
 
     def _end_overdue(self) -> None:
         moment, stream = now(), self.config.stream
+        if (held_up := moment - self._looked) > HELD_UP_SECONDS:
+            log.warning("the broker was held up for %.1f s; nobody counts as silent for that", held_up)
+            for peer in self.members:
+                peer.last_heard = min(moment, peer.last_heard + held_up)
+                peer.last_delivery = min(moment, peer.last_delivery + held_up)
+        self._looked = moment
         for lease in self.stream.overdue(moment):
             log.warning(
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",

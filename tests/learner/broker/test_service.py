@@ -490,6 +490,36 @@ def test_a_broker_that_died_goes_on_with_the_same_peers_and_asks_nobody_to_do_an
     again.close()
 
 
+def test_a_broker_that_was_held_up_takes_nobody_for_dead_before_it_has_listened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a stopped process: what was said meanwhile waits to be heard, more than one turn hears."""
+    running = Running(tmp_path, silence_seconds=0.5)
+    monkeypatch.setattr("learner.broker.service.MESSAGES_A_TURN", 2)
+    peers = [running.join("actor", f"actor-{index}") for index in range(8)]
+    for peer in peers:
+        peer.expect(Welcome)
+    held_up = threading.Event()
+    commit = running.journal.commit
+
+    def commit_late(stream: Stream) -> None:
+        if not held_up.is_set():
+            held_up.set()
+            time.sleep(1.5)
+        commit(stream)
+
+    monkeypatch.setattr(running.journal, "commit", commit_late)
+    assert held_up.wait(5)
+    for _ in range(30):
+        for peer in peers:
+            peer.send(Heartbeat())
+        time.sleep(0.05)
+    for peer in peers:
+        for _ in range(30):
+            assert isinstance(peer.dealer.receive(5), Heartbeat), "the broker forgot it"
+    running.close()
+
+
 def test_nothing_is_said_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is full nobody hears of a lease; when there is room again everybody does."""
     running = Running(tmp_path)
