@@ -115,6 +115,7 @@ class Broker:
             return
         self._gathering = Deadline(GATHER_HEARTBEATS * self.config.stream.heartbeat_seconds)
         self.stream.restore(self._load(), now())
+        self.stream.skip_numbers()
         self._no_learner = "the learner to come back to this broker"
         log.info(
             "going on from %s: version %d, %d live groups, %d leases",

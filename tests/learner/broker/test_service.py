@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import threading
 import time
 import urllib.error
@@ -486,6 +487,46 @@ def test_a_broker_that_died_goes_on_with_the_same_peers_and_asks_nobody_to_do_an
     learner.send(BatchRequest(policy_version=0))
     (group,) = learner.expect(GroupBatch).groups
     assert [each.verdict.reward for each in group.scored] == [0.0, 1.0]
+    again.peers = running.peers
+    again.close()
+
+
+def test_a_journal_that_is_older_than_its_peers_gives_nothing_new_the_number_of_what_they_hold(tmp_path: Path) -> None:
+    """As after a power failure, which may take the last turns (`journal.sync=normal`)."""
+    running = Running(tmp_path / "one", max_staleness=4)
+    learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
+    for peer in peers:
+        peer.expect(Welcome)
+    learner.send(manifest(0))
+    actor.send(LeaseRequest(capacity=2))
+    first = actor.expect(Lease, skip=WeightManifest)
+    actor.send(completion(first, 0, 0))
+    learner.send(Heartbeat())
+    learner.expect(Heartbeat)
+    (tmp_path / "two").mkdir()
+    for path in (tmp_path / "one").glob("journal.sqlite*"):
+        shutil.copy(path, tmp_path / "two")
+    verifier.send(VerifyRequest(capacity=1))
+    lost_job = verifier.expect(VerifyJob)
+    actor.send(completion(first, 1, 0))
+    lost_lease = actor.expect(Lease)
+    running.die()
+    again = Running(tmp_path / "two", address=running.router.address, max_staleness=4)
+    for peer, holds in ((verifier, ()), (actor, (first.lease_id, lost_lease.lease_id))):
+        peer.send(Heartbeat())
+        peer.expect(WhoAreYou)
+        peer.send(replace(peer.hello, holds=holds))
+        peer.expect(Welcome)
+    actor.send(completion(lost_lease, 0, 0))
+    actor.send(LeaseRequest(capacity=4))
+    fresh = actor.expect(Lease)
+    assert fresh.group_id == lost_lease.group_id
+    assert fresh.lease_id not in (first.lease_id, lost_lease.lease_id)
+    verifier.send(judged(lost_job))
+    verifier.send(VerifyRequest(capacity=1))
+    actor.send(completion(first, 1, 0))
+    job = verifier.expect(VerifyJob)
+    assert job.job_id != lost_job.job_id
     again.peers = running.peers
     again.close()
 
