@@ -38,6 +38,7 @@ LEFTOVERS_A_TURN = (
     64  # groups whose rollouts are deleted at once: a batch of thousands would hold the broker for a second
 )
 LEFTOVER_TURNS = 16  # in which all that waits is deleted, however much that is
+CURE = "move it away to begin anew from the learner's checkpoint"
 TABLES = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE groups (group_id INTEGER PRIMARY KEY, lease_version INTEGER NOT NULL, leases INTEGER NOT NULL,
@@ -68,6 +69,10 @@ class JournalFailed(Exception):
     """The journal cannot be used, or not written now; the text names the file and the cure."""
 
 
+class JournalDamaged(JournalFailed):
+    """The journal will not become better by waiting."""
+
+
 class Journal:
     """The journal of one run in `path`, made if it is not there. `run` is what must be the same when it goes on.
 
@@ -84,9 +89,12 @@ class Journal:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             tune(self._database, sync)
             self._open(run)
+        except sqlite3.OperationalError as error:  # no room, no right, no disk: the journal itself may be whole
+            os.close(self._lock)
+            raise JournalFailed(f"{path}: {error}; make room on its disk, and see that it can be written") from None
         except sqlite3.Error as error:
             os.close(self._lock)
-            raise JournalFailed(f"{path}: {error}; move it away to begin anew from the learner's checkpoint") from None
+            raise JournalDamaged(f"{path}: {error}; {CURE}") from None
         except JournalFailed:
             self.close()
             raise
@@ -149,6 +157,8 @@ class Journal:
                 self._keep("state", asdict(stream.state()))
         except sqlite3.OperationalError as error:  # no room, no disk
             raise JournalFailed(f"{self.path}: {error}") from None
+        except sqlite3.Error as error:
+            raise JournalDamaged(f"{self.path}: {error}; {CURE}") from None
         for sample in written:
             sample.written = True
         for _ in range(removed):
@@ -224,7 +234,7 @@ class Journal:
             self._leftovers = deque(group_id for (group_id,) in self._database.execute(LEFTOVERS))
             return read(self._database, group_size, seed)
         except (sqlite3.Error, MalformedMessage, TypeError, ValueError, KeyError) as error:
-            raise JournalFailed(f"{self.path}: is damaged: {error}; move it away to begin anew") from None
+            raise JournalDamaged(f"{self.path}: is damaged: {error}; {CURE}") from None
 
 
 def tune(database: sqlite3.Connection, sync: str) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
 from learner.broker.http import StatusServer
-from learner.broker.journal import Journal, JournalFailed
+from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
 from learner.broker.rates import Bucket
@@ -54,6 +54,7 @@ TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
 WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics count all
 BURST_SECONDS = 10.0  # of messages that may come at once
+HELD_UP_SECONDS = 1.0  # between two looks: then it was the broker that did not listen
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
@@ -105,6 +106,7 @@ class Broker:
         self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
         self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
         self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
+        self._looked = now()
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
         self._no_learner = ""  # why there is none, in words, and until when that may be
@@ -120,6 +122,7 @@ class Broker:
             return
         self._gathering = Deadline(GATHER_HEARTBEATS * self.config.stream.heartbeat_seconds)
         self.stream.restore(self._load(), now())
+        self.stream.skip_numbers()
         self._no_learner = "the learner to come back to this broker"
         log.info(
             "going on from %s: version %d, %d live groups, %d leases",
@@ -179,6 +182,8 @@ class Broker:
         while True:
             try:
                 self.journal.commit(self.stream)
+            except JournalDamaged:
+                raise
             except JournalFailed as error:
                 if patience.passed or self.over:
                     raise JournalFailed(f"{error}, for {patience.seconds:.0f} s: make room on its disk") from None
@@ -381,6 +386,12 @@ class Broker:
 
     def _end_overdue(self) -> None:
         moment, stream = now(), self.config.stream
+        if (held_up := moment - self._looked) > HELD_UP_SECONDS:
+            log.warning("the broker was held up for %.1f s; nobody counts as silent for that", held_up)
+            for peer in self.members:
+                peer.last_heard = min(moment, peer.last_heard + held_up)
+                peer.last_delivery = min(moment, peer.last_delivery + held_up)
+        self._looked = moment
         for lease in self.stream.overdue(moment):
             log.warning(
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",

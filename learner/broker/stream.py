@@ -37,6 +37,7 @@ from protocol.messages import (
     VerifyJob,
 )
 
+SKIPPED = 2**20  # more leases and jobs than the turns give away that a power failure may take from a journal
 COUNTED = ("generated_tokens", "rollouts", "verdicts", "void_verdicts")
 
 
@@ -214,6 +215,12 @@ class Stream:
             if sample.state is SampleState.VERIFYING and (group.group_id, index) not in judged
         )
         self._batch_may_be = True
+
+    def skip_numbers(self) -> None:
+        """Nothing new gets the number of a lease or a job of a turn that is not in the journal, but which peers know."""
+        self._next_lease += SKIPPED
+        self._next_job += SKIPPED
+        self.changes.state = True
 
     def _restore_lease(self, saved: SavedLease, overdue_at: float) -> None:
         group = self.groups[saved.group_id]
