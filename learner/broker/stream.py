@@ -217,7 +217,7 @@ class Stream:
         self._batch_may_be = True
 
     def skip_numbers(self) -> None:
-        """Nothing new gets the number of a lease or a job of a turn that is not in the journal, but which peers know."""
+        """Nothing new gets a number of a lease or a job that peers know and the journal does not."""
         self._next_lease += SKIPPED
         self._next_job += SKIPPED
         self.changes.state = True
