@@ -140,8 +140,6 @@ def test_math_accuracy_takes_what_is_mathematically_equal(answer: str, reference
         ("6, 5", "5"),
         ("5 6", "5"),
         ("5$ and $6", "5"),
-        ("5} \\boxed{6", "5"),
-        ("6} \\boxed{5", "5"),
         ("{5,6}", "5"),
         ("4 < 5", "5"),
         ("5x", "5"),
@@ -155,7 +153,9 @@ def test_math_accuracy_refuses_the_wrong_and_the_undecided(answer: str, referenc
     assert accuracy(answer, reference) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["} 5 {", "(" * 40 + "1", "\\frac{", "\\begin{matrix}"])
+@pytest.mark.parametrize(
+    "answer", ["} 5 {", "5} \\boxed{6", "6} \\boxed{5", "(" * 40 + "1", "\\frac{", "\\begin{matrix}"]
+)
 def test_what_is_no_mathematics_is_no_answer(answer: str) -> None:
     with pytest.raises(BadAnswer):
         accuracy(answer, "5")
@@ -254,7 +254,7 @@ def test_an_expression_is_a_weighted_sum(text: str, weights: dict[str, float]) -
         ("accuracy*0.5", r"cannot read 'accuracy\*0.5'"),
         ("__import__('os')", "cannot read"),
         ("1e9*accuracy", "cannot read"),
-        ("beauty", "there is no reward 'beauty', there are accuracy, format, reasoning_gym"),
+        ("beauty", "there is no reward 'beauty', there are accuracy, format, math"),
         ("accuracy + accuracy", "names accuracy twice"),
     ],
 )
