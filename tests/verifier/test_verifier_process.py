@@ -1,7 +1,6 @@
 """`python -m verifier` as a process of its own; the test plays the broker."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
