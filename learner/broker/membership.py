@@ -14,6 +14,8 @@ class Peer:
     hello: Hello
     last_heard: float
     last_delivery: float  # when it last brought a rollout or a verdict, or got its first
+    oldest_job: int = -1  # of a verifier
+    oldest_since: float = 0.0  # when this job became its oldest
     capacity: int = 0
     received: int = 0  # the last `seq` that came from it
     acknowledged: int = 0
