@@ -288,6 +288,7 @@ class Broker:
 
     @_on.register
     def _(self, message: RolloutDone, peer: Peer) -> None:
+        peer.overdue = False
         self.stream.rollout_done(message)
 
     @_on.register
@@ -374,6 +375,8 @@ class Broker:
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
                 *(lease.lease_id, lease.actor, stream.lease_seconds, len(lease.samples)),
             )
+            for peer in self.members:
+                peer.overdue = peer.overdue or peer.name == lease.actor
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
@@ -438,13 +441,17 @@ class Broker:
         heapq.heapify(actors)
         while actors and self.stream.leasable:
             _, place, peer = heapq.heappop(actors)
-            lease = self.stream.grant(peer.name, peer.capacity, now())
+            lease = self.stream.grant(peer.name, self._credit(peer), now())
             if lease is not None:
                 self._say(peer.identity, lease)
                 heapq.heappush(actors, (-self._room(peer), place, peer))
 
     def _room(self, actor: Peer) -> int:
-        return actor.capacity - self.stream.samples_held(actor.name)
+        return self._credit(actor) - self.stream.samples_held(actor.name)
+
+    def _credit(self, actor: Peer) -> int:
+        """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
+        return min(actor.capacity, self.config.stream.group_size) if actor.overdue else actor.capacity
 
     def _assign_jobs(self) -> None:
         verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
