@@ -16,6 +16,7 @@ from prometheus_client import start_http_server
 
 from learner import checkpoint_files, distributed, exchange, metrics, model, optimizer
 from learner.checkpoint import Checkpoints
+from learner.claim import claim
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
@@ -57,6 +58,8 @@ def main(tree: DictConfig) -> None:
 def run(config: LearnerRoot, ranks: Ranks) -> None:
     """Load the policy, then train; rank 0 holds the line to the broker."""
     settings = config.learner
+    if ranks.first:
+        claim(Path(config.run.dir))
     policy = model.load(Path(config.model), ranks, config.policy)
     steps = optimizer.build(policy, config.optimizer)
     reference = load_reference(config, ranks)
