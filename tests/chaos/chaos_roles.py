@@ -316,5 +316,5 @@ def played_learner(
             learner.link.STUCK_SECONDS = 1.0
             played.train = threading.Event().wait  # type: ignore[method-assign, assignment]
         played.run()
-    except (ValueError, ProtocolError) as error:
+    except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"learner: {error}")

@@ -160,7 +160,7 @@ class Run:
             return json.load(answer)
 
     def journal(self) -> Contents:
-        return inspect(self.directory)
+        return inspect(Path(self.options.get("journal.path", self.directory)))
 
     def ledger(self) -> list[dict[str, Any]]:
         """What the learners did, in order."""
