@@ -44,6 +44,7 @@ from protocol.sockets import Rejected, Router
 log = logging.getLogger("learner")
 
 WELCOME_SECONDS = 60.0  # a broker that has not answered by then is not there
+REQUEST_BYTES = 2**16  # largest frame that an actor may send to the weight server
 STUCK_SECONDS = 600.0  # a training thread that has not heard by then why the run cannot go on hears nothing any more
 
 FromTrainer: TypeAlias = Snapshot | Resume | BatchRequest | Consumed | Checkpointed | Goodbye
@@ -74,7 +75,7 @@ class Link:
         self._heard = threading.Event()  # the training thread knows that the line is down
         self._line = Line(broker, hello, welcome_seconds=WELCOME_SECONDS, standing=self._standing)
         self.welcome = self._line.welcome
-        self._weights = Router(f"tcp://{own_address(broker)}:*")
+        self._weights = Router(f"tcp://{own_address(broker)}:*", roles=("actor",), largest=REQUEST_BYTES)
         self._alarm, self._bell = _wake_pair()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 

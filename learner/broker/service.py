@@ -19,6 +19,7 @@ from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
+from learner.broker.rates import Bucket
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream, Tasks
 from protocol.clock import Deadline, Ticker, now, pause
@@ -52,6 +53,8 @@ log = logging.getLogger("broker")
 
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
+WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics count all
+BURST_SECONDS = 10.0  # of messages that may come at once
 HELD_UP_SECONDS = 1.0  # between two looks: then it was the broker that did not listen
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
@@ -100,6 +103,10 @@ class Broker:
         self._registry = registry(self.collector)
         self._show = Ticker(config.stream.heartbeat_seconds)
         self._look = Ticker(LOOK_SECONDS)
+        self._strangers = Bucket(config.stream.strangers_per_second, BURST_SECONDS)
+        self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
+        self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
+        self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
         self._looked = now()
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
@@ -148,8 +155,7 @@ class Broker:
         if self.over.finished:
             self.stream.close()
             self._write()
-        for peer in self.members:
-            self.router.send(peer.identity, self.over)
+        self.router.send_all((peer.identity, self.over) for peer in self.members)
         self._tell_the_late(self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
@@ -166,10 +172,10 @@ class Broker:
         self._outgoing.append((identity, message))
 
     def _acknowledge(self) -> None:
-        for peer in self.members:
-            if peer.received > peer.acknowledged:
-                self._say(peer.identity, Ack(seq=peer.received))
-                peer.acknowledged = peer.received
+        received, self._received = self._received, {}
+        for identity, seq in received.items():
+            if self.members.get(identity):
+                self._say(identity, Ack(seq=seq))
 
     def _write(self) -> None:
         """The turn becomes durable. Where it cannot, the whole broker waits, for `journal.full_seconds` at most."""
@@ -195,8 +201,9 @@ class Broker:
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        for identity, message in outgoing:
-            self.router.send(identity, message)
+        for identity in self.router.send_all(outgoing):
+            if peer := self.members.get(identity):
+                self._lose(peer, "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -218,8 +225,10 @@ class Broker:
                 self._refuse(identity, error.field, error.problem, fatal=True)
 
     def _take(self, identity: bytes, message: Message | Rejected) -> None:
-        peer = self.members.get(identity)
-        if isinstance(message, Rejected):
+        peer, moment = self.members.get(identity), now()
+        if not (peer.bucket if peer else self._strangers).takes(moment):
+            self._too_much(peer)
+        elif isinstance(message, Rejected):
             self._refuse(identity, message.field, message.problem, fatal=peer is None)
         elif isinstance(message, Hello):
             self._welcome(identity, message)
@@ -227,14 +236,26 @@ class Broker:
             if not isinstance(message, Goodbye):
                 self.router.send(identity, WhoAreYou())
         else:
-            peer.last_heard = now()
+            peer.last_heard = moment
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
-            peer.received = max(peer.received, getattr(message, "seq", 0))
+            if seq := getattr(message, "seq", 0):
+                self._received[identity] = max(seq, self._received.get(identity, 0))
+
+    def _too_much(self, peer: Peer | None) -> None:
+        """A peer that floods is refused, once; what strangers say beyond the rate is not even answered."""
+        self.collector.flooding_messages += 1
+        if peer is not None:
+            problem = f"more than {self.config.stream.messages_per_second:g} messages a second came"
+            self._refuse(peer.identity, "rate", f"{problem}; stream.messages_per_second allows more", fatal=True)
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         moment, stream = now(), self.config.stream
+        if self.router.speaker not in ("", hello.role):
+            problem = f"{hello.role}, but its key is that of the {self.router.speaker}"
+            self._refuse(identity, "role", problem, fatal=True)
+            return
         if (before := self.members.before(hello)) is not None:
             if before.identity == identity:
                 return  # said again while the Welcome is on its way: capacity and credit stay
@@ -245,7 +266,8 @@ class Broker:
                 self._refuse(identity, "name", _taken(hello, holder), fatal=False)
                 return
             self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
-        peer = self.members.join(identity, hello, moment)
+        bucket = before.bucket if before else Bucket(stream.messages_per_second, BURST_SECONDS)
+        peer = self.members.join(identity, hello, bucket, moment)
         self._say(
             identity,
             Welcome(
@@ -281,6 +303,7 @@ class Broker:
     @_on.register
     def _(self, message: LeaseRequest, peer: Peer) -> None:
         peer.capacity = message.capacity
+        self._roomy.add(peer.name)
 
     @_on.register
     def _(self, message: VerifyRequest, peer: Peer) -> None:
@@ -355,7 +378,8 @@ class Broker:
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
         peer = self.members.get(identity)
-        log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
+        if self._warnings.takes(now()):
+            log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
         self._say(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
         if peer and fatal:
             self._lose(peer, "was refused")
@@ -375,8 +399,8 @@ class Broker:
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
                 *(lease.lease_id, lease.actor, stream.lease_seconds, len(lease.samples)),
             )
-            for peer in self.members:
-                peer.overdue = peer.overdue or peer.name == lease.actor
+            if late := self.members.named(lease.actor):
+                late.overdue = True
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
@@ -435,16 +459,21 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
+        self._roomy |= self.stream.relieved
+        self.stream.relieved.clear()
         if not self.stream.leasable:
             return
-        actors = [(-self._room(peer), place, peer) for place, peer in enumerate(self.members.of("actor"))]
+        peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
+        actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and self.stream.leasable:
-            _, place, peer = heapq.heappop(actors)
-            lease = self.stream.grant(peer.name, self._credit(peer), now())
-            if lease is not None:
-                self._say(peer.identity, lease)
-                heapq.heappush(actors, (-self._room(peer), place, peer))
+        while actors and (lease := self.stream.grant(actors[0][2].name, self._credit(actors[0][2]), now())):
+            _, number, peer = actors[0]
+            self._say(peer.identity, lease)
+            if self._has_room(peer):
+                heapq.heapreplace(actors, (-self._room(peer), number, peer))
+            else:
+                heapq.heappop(actors)
+        self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
         return self._credit(actor) - self.stream.samples_held(actor.name)
@@ -453,14 +482,23 @@ class Broker:
         """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
         return min(actor.capacity, self.config.stream.group_size) if actor.overdue else actor.capacity
 
+    def _has_room(self, actor: Peer) -> bool:
+        return self.stream.has_room(actor.name, self._credit(actor))
+
     def _assign_jobs(self) -> None:
-        verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
-        while verifiers and self.stream.verify_queued:
-            peer = min(verifiers, key=lambda verifier: self.stream.jobs_held(verifier.name))
-            job = self.stream.assign(peer.name, peer.capacity)
-            if job is None:
-                return
+        """A job at a time to the verifier that holds fewest."""
+        if not self.stream.verify_queued:
+            return
+        held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
+        verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
+        heapq.heapify(verifiers)
+        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+            jobs, number, peer = verifiers[0]
             self._say(peer.identity, job)
+            if jobs + 1 < peer.capacity:
+                heapq.heapreplace(verifiers, (jobs + 1, number, peer))
+            else:
+                heapq.heappop(verifiers)
 
     def _hand_out_batch(self) -> None:
         learner = self.members.learner

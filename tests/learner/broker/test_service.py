@@ -22,6 +22,7 @@ from learner.broker.journal import Journal, JournalFailed
 from learner.broker.membership import Members
 from learner.broker.service import Broker
 from learner.broker.stream import Stream, Tasks
+from protocol import security
 from protocol.clock import Deadline
 from protocol.messages import (
     Ack,
@@ -49,6 +50,7 @@ from protocol.messages import (
     Welcome,
     WhoAreYou,
 )
+from protocol.security import load, make
 from protocol.sockets import Dealer, Rejected, Router
 
 
@@ -785,3 +787,42 @@ def test_a_run_without_actors_waits_and_says_so(running: Running) -> None:
         time.sleep(0.02)
     assert waiting == "a first actor and a first verifier to join"
     assert running.over is None
+
+
+def test_a_peer_that_floods_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    running = Running(tmp_path, messages_per_second=5.0)
+    honest, flooder = running.join("actor", "honest"), running.join("actor", "flooder")
+    honest.expect(Welcome)
+    flooder.expect(Welcome)
+    for _ in range(200):
+        flooder.send(LeaseRequest(capacity=1))
+    refusal = flooder.expect(Refusal, skip=WhoAreYou)
+    assert (refusal.field, refusal.fatal) == ("rate", True)
+    assert "more than 5 messages a second" in refusal.problem
+    honest.send(Heartbeat())
+    honest.expect(Heartbeat)
+    assert [peer.name for peer in running.broker.members] == ["honest"]
+    running.close()
+
+
+def test_strangers_beyond_the_rate_are_not_even_answered(tmp_path: Path) -> None:
+    running = Running(tmp_path, strangers_per_second=1.0)
+    with Dealer(running.router.address) as stranger:
+        for _ in range(500):
+            stranger.send(Heartbeat())
+        answers = len([*iter(lambda: stranger.receive(0.3), None)])
+    assert 10 <= answers <= 12
+    assert running.broker.collector.flooding_messages >= 488
+    running.close()
+
+
+def test_a_role_is_what_its_key_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "keys")
+    monkeypatch.setattr(security, "_in_use", load(tmp_path / "keys", "broker"))
+    running = Running(tmp_path)
+    monkeypatch.setattr(security, "_in_use", load(tmp_path / "keys", "verifier"))
+    refusal = running.join("actor").expect(Refusal)
+    assert (refusal.field, refusal.fatal) == ("role", True)
+    assert refusal.problem == "actor, but its key is that of the verifier"
+    assert running.join("verifier").expect(Welcome)
+    running.close()
