@@ -40,6 +40,7 @@ from protocol.messages import (
     RolloutDone,
     RunSpec,
     Sampling,
+    Verdict,
     VerifyDone,
     VerifyRequest,
     WeightManifest,
@@ -310,6 +311,7 @@ class Broker:
 
     @_on.register
     def _(self, message: RolloutDone, peer: Peer) -> None:
+        peer.overdue = False
         self.stream.rollout_done(message)
 
     @_on.register
@@ -390,25 +392,40 @@ class Broker:
             log.warning("the broker was held up for %.1f s; nobody counts as silent for that", held_up)
             for peer in self.members:
                 peer.last_heard = min(moment, peer.last_heard + held_up)
-                peer.last_delivery = min(moment, peer.last_delivery + held_up)
+                peer.oldest_since = min(moment, peer.oldest_since + held_up)
         self._looked = moment
         for lease in self.stream.overdue(moment):
             log.warning(
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
                 *(lease.lease_id, lease.actor, stream.lease_seconds, len(lease.samples)),
             )
+            if late := self.members.named(lease.actor):
+                late.overdue = True
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
-            if not self.stream.jobs_held(peer.name):
-                peer.last_delivery = moment
-            elif moment - peer.last_delivery > stream.verify_seconds + stream.silence_seconds:
-                self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+            self._look_after_verifier(peer, moment)
         if self._absent.passed:
             for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
         self._look_after_learner()
+
+    def _look_after_verifier(self, peer: Peer, moment: float) -> None:
+        """Jobs are judged in their order: the oldest takes no longer than its own checks. If it does, it is lost."""
+        job, stream = self.stream.oldest_job(peer.name), self.config.stream
+        if job is None or job.job_id != peer.oldest_job:
+            peer.oldest_job, peer.oldest_since = job.job_id if job else -1, moment
+        elif moment - peer.oldest_since <= self.stream.checks_of(job) * stream.verify_seconds + stream.silence_seconds:
+            return
+        elif peer.last_delivery < peer.oldest_since:
+            self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+        else:
+            log.warning("%s answers others, but not job %d", peer.name, job.job_id)
+            void = Verdict(reward=None, parts={}, reason="the verifier did not answer", seconds=0.0)
+            self.stream.verify_done(
+                VerifyDone(job_id=job.job_id, group_id=job.group_id, sample_index=job.sample, verdict=void)
+            )
 
     def _look_after_learner(self) -> None:
         learner, stream = self.members.learner, self.stream
@@ -449,7 +466,7 @@ class Broker:
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
         actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+        while actors and (lease := self.stream.grant(actors[0][2].name, self._credit(actors[0][2]), now())):
             _, number, peer = actors[0]
             self._say(peer.identity, lease)
             if self._has_room(peer):
@@ -459,10 +476,14 @@ class Broker:
         self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
-        return actor.capacity - self.stream.samples_held(actor.name)
+        return self._credit(actor) - self.stream.samples_held(actor.name)
+
+    def _credit(self, actor: Peer) -> int:
+        """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
+        return min(actor.capacity, self.config.stream.group_size) if actor.overdue else actor.capacity
 
     def _has_room(self, actor: Peer) -> bool:
-        return self.stream.has_room(actor.name, actor.capacity)
+        return self.stream.has_room(actor.name, self._credit(actor))
 
     def _assign_jobs(self) -> None:
         """A job at a time to the verifier that holds fewest."""

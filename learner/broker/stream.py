@@ -217,7 +217,7 @@ class Stream:
         self._batch_may_be = True
 
     def skip_numbers(self) -> None:
-        """Nothing new gets a number of a lease or a job that peers know and the journal does not."""
+        """Nothing new gets the number of a lease or a job that peers know of, but which the journal lost."""
         self._next_lease += SKIPPED
         self._next_job += SKIPPED
         self.changes.state = True
@@ -543,6 +543,17 @@ class Stream:
         if group.finished:
             self._finish(group)
 
+    def oldest_job(self, verifier: str) -> RunningJob | None:
+        """Of the jobs that `verifier` holds the one that it was given first."""
+        if not self._judging[verifier]:
+            return None
+        return next(job for job in self.jobs.values() if job.verifier == verifier)
+
+    def checks_of(self, job: RunningJob) -> int:
+        """Rewards that a job has to compute, one after the other."""
+        group = self.groups.get(job.group_id)
+        return 1 + group.task.reward.count("+") if group else 1
+
     def _end_job(self, job: RunningJob) -> None:
         del self.jobs[job.job_id]
         self._judging[job.verifier] -= 1
@@ -688,7 +699,12 @@ class Stream:
         return bool(self.exhausted) and len(self.groups) < self.config.groups_per_step
 
     def close(self) -> None:
-        """The run is over: what is still under way is dropped, and counted."""
+        """The run is over: what is still under way is dropped, and counted, a batch that was handed out as well."""
+        for version in [version for version in self.batches if version >= self.version]:
+            del self.batches[version]
+            self.changes.batches.add(version)
+        self.furthest = self.version
+        self.changes.state = True
         for group in list(self.groups.values()):
             self._drop(group, "run_ended")
         self._ready.clear()
