@@ -23,7 +23,7 @@ def format_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Sco
 
     Reads no `reference`.
     """
-    options = Parameters(metadata, "format", ("style", "opened"))
+    options = Parameters.of(metadata, "format", ("style", "opened"))
     style = options.choice("style", "strict", STYLES)
     if options.truth("opened", False):
         if THINK in text:

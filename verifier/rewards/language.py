@@ -11,7 +11,7 @@ as good at 8 words, for 470 MB and 5 s (all 75 languages: 930 MB and 10 s).
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -51,7 +51,8 @@ _SCRIPTS: dict[str, tuple[str, ...]] = {
 }
 _LATIN = ("LATIN",)
 _NO_WORDS = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+|</?[A-Za-z_]+>|https?://\S+",
+    r"```.*?(?:```|\Z)|`[^`\n]{0,500}`|\$\$.{0,2000}?\$\$|\$[^$\n]{0,500}\$|\\\[.{0,2000}?\\\]|\\\(.{0,500}?\\\)"
+    r"|\\[A-Za-z]+|</?[A-Za-z_]+>|https?://\S+",
     re.DOTALL,
 )
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]*")
@@ -66,10 +67,9 @@ def language_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> S
     apart by (27 widely used languages), and `of`: `thinking` (the default: what the first `<think>` opens, or all that
     precedes `</think>`; all of the text without such tags) or `all`. Reads no `reference`.
     """
-    options = Parameters(metadata, "language", ("target", "among", "of"))
+    options = Parameters.of(metadata, "language", ("target", "among", "of"))
     target = options.text("target")
-    among = tuple(sorted({*(options.texts("among") or AMONG), target}))
-    detector = _detector(among)
+    detector = detector_of(options.texts("among") or AMONG, target)
     part = thinking(text) if options.choice("of", "thinking", OF) == "thinking" else text
     right, total = count_words(part, target, detector)
     if total == 0:
@@ -80,7 +80,7 @@ def language_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> S
 def load() -> None:
     """Load lingua and the models of `AMONG`; nothing where it is not installed."""
     with suppress(BadTask):
-        _detector(AMONG).detect_language_of("What is loaded now need not be loaded by each worker.")
+        detector_of(AMONG, AMONG[0]).detect_language_of("What is loaded now need not be loaded by each worker.")
 
 
 def thinking(text: str) -> str:
@@ -136,6 +136,11 @@ def detector_language(code: str) -> Any:
     if (found := getattr(library.IsoCode639_1, code.upper(), None)) is None:
         raise BadTask(f"metadata.language: {code!r} is no language that lingua knows")
     return library.Language.from_iso_code_639_1(found)
+
+
+def detector_of(among: Iterable[str], target: str) -> Any:
+    """What tells the languages `among` and `target` apart. Raises `BadTask`."""
+    return _detector(tuple(sorted({*among, target})))
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ def length_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Sco
 
     A verifier sees no tokens: to shape by tokens use the learner's `loss.overlong_buffer`.
     """
-    options = Parameters(metadata, "length", ("longest", "buffer", "unit", "shortest"))
+    options = Parameters.of(metadata, "length", ("longest", "buffer", "unit", "shortest"))
     longest = options.whole("longest", least=1)
     buffer, shortest = options.whole("buffer", longest // 4), options.whole("shortest", 0)
     if buffer > longest or shortest > longest - buffer:

@@ -42,7 +42,7 @@ def math_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Score
     - `boxes`: which of several `\\boxed{}` counts: `one` (the default: they must all say the same), `last`, or `all`
       together, as a list.
     """
-    options = Parameters(metadata, "math", PARAMETERS)
+    options = Parameters.of(metadata, "math", PARAMETERS)
     tolerance = Tolerance(
         Fraction(options.number("absolute_tolerance", 0.0, most=1e300)),
         Fraction(options.number("relative_tolerance", 0.0, most=1.0)),

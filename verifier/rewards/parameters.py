@@ -8,16 +8,20 @@ from verifier.rewards.score import BadTask
 
 
 class Parameters:
-    """The parameters of one family; none if the metadata has no such key. A key of another name is a bad task."""
+    """Named values of a task, `where` in its metadata. A name that is not known is a bad task; None is not there."""
 
-    def __init__(self, metadata: Mapping[str, Any], family: str, known: Collection[str]) -> None:
-        found = metadata.get(family, {})
+    def __init__(self, found: Any, where: str, known: Collection[str]) -> None:
         if not isinstance(found, Mapping):
-            raise BadTask(f"metadata.{family} must be an object, got {type(found).__name__}")
-        if strange := sorted(found.keys() - set(known)):
-            raise BadTask(f"metadata.{family}.{strange[0]}: no such parameter; there are {', '.join(sorted(known))}")
-        self._found = found
-        self._family = family
+            raise BadTask(f"{where} must be an object, got {type(found).__name__}")
+        self._found = {name: value for name, value in found.items() if value is not None}
+        self._where = where
+        if strange := sorted(self._found.keys() - set(known), key=str):
+            raise BadTask(f"{where}.{strange[0]}: no such parameter; there are {', '.join(sorted(known)) or 'none'}")
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], family: str, known: Collection[str]) -> "Parameters":
+        """Those of one family; none if the metadata does not name it."""
+        return cls(metadata.get(family, {}), f"metadata.{family}", known)
 
     def choice(self, name: str, default: str, choices: Collection[str]) -> str:
         """One of a few words."""
@@ -61,8 +65,14 @@ class Parameters:
             raise self.bad(name, "must be a list of texts")
         return list(value)
 
+    def some_texts(self, name: str) -> list[str]:
+        """A list of at least one text."""
+        if not (found := self.texts(name)):
+            raise self.bad(name, "must be a list of at least one text")
+        return found
+
     def bad(self, name: str, problem: str) -> BadTask:
         """The error that says what is wrong with a parameter."""
         if name not in self._found:
-            return BadTask(f"metadata.{self._family}.{name} is missing: {problem}")
-        return BadTask(f"metadata.{self._family}.{name}={str(self._found[name])[:80]!r}: {problem}")
+            return BadTask(f"{self._where}.{name} is missing: {problem}")
+        return BadTask(f"{self._where}.{name}={str(self._found[name])[:80]!r}: {problem}")

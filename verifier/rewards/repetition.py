@@ -21,7 +21,7 @@ def repetition_reward(text: str, reference: str, metadata: Mapping[str, Any]) ->
     share of repeated n-grams that costs nothing; beyond it the score falls linearly to 0 at `most` (1). Reads no
     `reference`. Numbers and signs count as words, so a sum worked out digit by digit may need a larger n.
     """
-    options = Parameters(metadata, "repetition", ("n", "allowed", "most"))
+    options = Parameters.of(metadata, "repetition", ("n", "allowed", "most"))
     n = options.whole("n", 20, least=1, most=1000)
     allowed, most = options.number("allowed", 0.0, most=1.0), options.number("most", 1.0, most=1.0)
     if allowed >= most:
