@@ -25,3 +25,8 @@ def merged(ranges: Iterable[GroupRange], group_ids: Iterable[int]) -> tuple[Grou
 def count(ranges: Iterable[GroupRange]) -> int:
     """How many groups the ranges hold."""
     return sum(each.last - each.first + 1 for each in ranges)
+
+
+def holds(ranges: Iterable[GroupRange], group_id: int) -> bool:
+    """Whether a group is in one of the ranges."""
+    return any(each.first <= group_id <= each.last for each in ranges)

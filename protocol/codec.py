@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 import numpy as np
@@ -22,6 +22,7 @@ from protocol.fields import Array, Json, MaxLength, Range
 from protocol.messages import PROTOCOL_VERSION, Message
 
 Frame: TypeAlias = bytes | memoryview
+Value = TypeVar("Value")
 AnyArray: TypeAlias = np.ndarray[Any, Any]
 
 MAX_HEADER_BYTES = 64 * 2**20
@@ -60,6 +61,24 @@ def decode(frames: Sequence[Frame]) -> Message:
     if reader.unread:
         raise MalformedMessage("frames", f"{len(reader.unread)} of {len(frames) - 1} array frames belong to no field")
     return message
+
+
+def pack(value: Any) -> bytes:
+    """One value that travels inside messages (a `Task`, a `Rollout`, …) as bytes that a file can keep."""
+    arrays: list[Frame] = []
+    body = _plain(value, arrays)
+    return bytes(msgpack.packb([body, [bytes(array) for array in arrays]], use_bin_type=True))
+
+
+def unpack(kind: type[Value], data: bytes) -> Value:
+    """What `pack` was given, checked like a message. Raises `MalformedMessage`."""
+    try:
+        body, arrays = msgpack.unpackb(data, raw=False, strict_map_key=True, ext_hook=_no_extension)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedMessage("body", f"is not a packed {kind.__name__}: {error or type(error).__name__}") from None
+    check: Checker = _checker(cast("Any", kind))
+    value: Value = check(body, "", _Reader(arrays))
+    return value
 
 
 def _header(frame: Frame) -> dict[str, Any]:

@@ -4,6 +4,9 @@ Array legend: T completion tokens of one rollout, P prompt tokens, S bytes of on
 A message is small, immutable and checked field by field when it is decoded (`protocol.codec`) and, for what spans
 several fields, in `__post_init__`; both raise `MalformedMessage` with the name of the field.
 `PROTOCOL_VERSION` rises with every change of meaning or shape: peers of another version are refused.
+
+Messages with a `seq` must arrive: their sender keeps them until an `Ack` of that number and sends them again to a
+broker that came back (`protocol.line`). The broker knows a second copy by the ids in it.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ import numpy as np
 from protocol.errors import MalformedMessage
 from protocol.fields import Array, Json, MaxLength, Range
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Count: TypeAlias = Annotated[int, Range(0, 2**63 - 1)]
 Positive: TypeAlias = Annotated[int, Range(1, 2**31 - 1)]
@@ -103,7 +106,9 @@ class Rollout:
     prompt_ids: TokenIds  # [P]
     token_ids: TokenIds  # [T]
     behaviour_logprobs: Logprobs  # [T] nats, after temperature and top-p
-    version_spans: tuple[VersionSpan, ...]  # in order, covering T tokens
+    version_spans: tuple[
+        VersionSpan, ...
+    ]  # in order, covering T tokens; a learner that came back may make a version anew
     finish_reason: FinishReason
     text: Text  # the completion as the verifier reads it
 
@@ -122,8 +127,11 @@ class Rollout:
         if spanned != len(self.token_ids):
             raise MalformedMessage("version_spans", f"cover {spanned} of {len(self.token_ids)} tokens")
         versions = [span.version for span in self.version_spans]
-        if versions != sorted(set(versions)):
-            raise MalformedMessage("version_spans", f"versions must rise, got {versions}")
+        weights = {(span.version, span.fingerprint) for span in self.version_spans}
+        if versions != sorted(versions) or len(weights) < len(versions):
+            raise MalformedMessage(
+                "version_spans", f"versions must rise, got {versions[:8]}{'…' * (len(versions) > 8)}"
+            )
 
     @property
     def mixed_version(self) -> bool:
@@ -215,6 +223,8 @@ class Hello:
     pid: Count
     metrics_port: Annotated[int, Range(0, 65535)]
     versions: dict[str, str]  # package → version
+    session: Name  # of this process alone: one that comes back under its name is told from another that takes it
+    holds: tuple[Count, ...] = ()  # said again after a break: the leases that an actor still works on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +232,7 @@ class WeightManifest:
     """Learner → broker → actors: version `version` can be fetched, shard by shard, from `endpoint`."""
 
     kind: ClassVar[str] = "weight_manifest"
+    seq: Count = 0
     version: Version
     fingerprint: Fingerprint  # BLAKE2b-128 over tensor specs and shard checksums
     endpoint: Name  # zmq address of the learner's weight server
@@ -249,7 +260,26 @@ class Welcome:
     run: RunSpec
     policy_version: Version
     heartbeat_seconds: Seconds  # speak at least this often
-    silence_seconds: Seconds  # a peer silent for longer is taken for dead, on both sides
+    silence_seconds: Seconds  # a peer silent for longer is taken for dead by the broker
+    return_seconds: Seconds  # a broker silent for longer is taken for dead by the peer; until then it may come back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhoAreYou:
+    """Broker → any role: nobody here knows this connection (the broker came back, or had given the peer up).
+
+    The answer is Hello; what was sent in between is lost, and sent again after the Welcome if it must arrive.
+    """
+
+    kind: ClassVar[str] = "who_are_you"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """Broker → any role: everything up to `seq` is in the journal."""
+
+    kind: ClassVar[str] = "ack"
+    seq: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +349,7 @@ class RolloutDone:
     """Actor → broker: one completion of a lease, sent the moment it ends."""
 
     kind: ClassVar[str] = "rollout_done"
+    seq: Count = 0
     lease_id: Count
     rollout: Rollout
 
@@ -328,6 +359,7 @@ class LeaseFailed:
     """Actor → broker: this lease cannot be fulfilled by anyone (a prompt that does not fit, say); drop its group."""
 
     kind: ClassVar[str] = "lease_failed"
+    seq: Count = 0
     lease_id: Count
     reason: Name  # a short word for the counter, e.g. "prompt_too_long"
     detail: Annotated[str, MaxLength(4096)]
@@ -350,6 +382,8 @@ class VerifyJob:
 
     kind: ClassVar[str] = "verify_job"
     job_id: Count
+    group_id: Count
+    sample_index: Count
     text: Text
     reward: Name
     reference: Text
@@ -361,10 +395,13 @@ class VerifyJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyDone:
-    """Verifier → broker: the verdict on a job."""
+    """Verifier → broker: the verdict on a job. A broker that has forgotten the job still knows the sample."""
 
     kind: ClassVar[str] = "verify_done"
+    seq: Count = 0
     job_id: Count
+    group_id: Count
+    sample_index: Count
     verdict: Verdict
 
 
@@ -373,11 +410,14 @@ class VerifyDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """Learner → broker, before its first manifest: I go on from a checkpoint, lease none of these groups again."""
+    """Learner → broker, when it starts: I begin, or go on from a checkpoint; lease none of these groups again."""
 
     kind: ClassVar[str] = "resume"
+    seq: Count = 0
     policy_version: Version
     consumed: tuple[GroupRange, ...]  # ascending, with a gap between any two
+    checkpoints: bool = False  # I write them: keep what I consume until one holds it, I may come back for it
+    counted: StreamStats | None = None  # as far as I know, for a broker that knows nothing of the run
 
     def __post_init__(self) -> None:
         for index, (before, after) in enumerate(pairwise(self.consumed), start=1):
@@ -410,8 +450,18 @@ class Consumed:
     """Learner → broker: these groups are trained; the learner is now at `policy_version`."""
 
     kind: ClassVar[str] = "consumed"
+    seq: Count = 0
     policy_version: Version
     group_ids: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointed:
+    """Learner → broker: a checkpoint holds `policy_version`; what it consumed until then is never asked for again."""
+
+    kind: ClassVar[str] = "checkpointed"
+    seq: Count = 0
+    policy_version: Version
 
 
 # ---------------------------------------------------------------- actor ↔ learner's weight server
@@ -447,6 +497,8 @@ class ShardGone:
 Message: TypeAlias = (
     Hello
     | Welcome
+    | WhoAreYou
+    | Ack
     | Heartbeat
     | Refusal
     | Goodbye
@@ -461,8 +513,12 @@ Message: TypeAlias = (
     | BatchRequest
     | GroupBatch
     | Consumed
+    | Checkpointed
     | WeightManifest
     | ShardRequest
     | Shard
     | ShardGone
 )
+
+# what must arrive: these have a `seq`
+Sure: TypeAlias = RolloutDone | LeaseFailed | VerifyDone | Resume | Consumed | Checkpointed | WeightManifest

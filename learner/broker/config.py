@@ -8,6 +8,7 @@ from learner.config import RunConfig
 from protocol.options import option
 
 ZERO_VARIANCE = ("keep", "resample")
+STRAGGLER = ("wait", "drop", "train")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
 
 
@@ -55,6 +56,11 @@ class StreamConfig:
     )
     resample_limit: int = option(256, "groups that `resample` drops for one batch, at most; then they are kept")
     max_staleness: int = option(2, "learner steps between sampling a token and training on it, at most; 0: synchronous")
+    straggler: str = option(
+        "wait",
+        "a batch that would leave a group behind until it is older than max_staleness: `wait`s for it, `drop`s it, or "
+        "goes on and `train`s it late",
+    )
     lease_seconds: float = option(600.0, "time a lease may take before its missing samples go to another actor")
     lease_attempts: int = option(3, "leases a group may use up before it is dropped as `lease_expired`")
     drops_in_a_row: int = option(
@@ -64,6 +70,8 @@ class StreamConfig:
     verify_attempts: int = option(3, "times a void check is tried before its sample is dropped")
     heartbeat_seconds: float = option(1.0, "every role speaks at least this often")
     silence_seconds: float = option(30.0, "a peer silent for longer is taken for dead")
+    return_seconds: float = option(300.0, "time for a learner or a broker that died to come back, before the run ends")
+    consume_seconds: float = option(3600.0, "time the learner may take over a batch before it is taken for stuck")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,11 +112,12 @@ def _check_stream(stream: StreamConfig) -> None:
     for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit"):
         if getattr(stream, name) < 1:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
-    for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds"):
+    for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds", "return_seconds", "consume_seconds"):
         if getattr(stream, name) <= 0:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be more than 0 seconds")
-    if stream.zero_variance not in ZERO_VARIANCE:
-        raise ValueError(f"stream.zero_variance={stream.zero_variance}: must be one of {', '.join(ZERO_VARIANCE)}")
+    for name, allowed in (("zero_variance", ZERO_VARIANCE), ("straggler", STRAGGLER)):
+        if getattr(stream, name) not in allowed:
+            raise ValueError(f"stream.{name}={getattr(stream, name)}: must be one of {', '.join(allowed)}")
     if stream.max_staleness < 0:
         raise ValueError(f"stream.max_staleness={stream.max_staleness}: must be 0 (synchronous) or more")
     if stream.silence_seconds < 3 * stream.heartbeat_seconds:

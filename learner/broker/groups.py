@@ -25,6 +25,7 @@ class Sample:
     rollout: Rollout | None = None
     verdict: Verdict | None = None
     checks: int = 0  # verify jobs that ended void
+    written: bool = False  # its rollout is in the journal
 
 
 @dataclass(slots=True)

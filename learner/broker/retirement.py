@@ -5,7 +5,7 @@ finished: the first verdicts of a group are those of its shortest completions, a
 from the order of the calls alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PASSED = 0.999  # a reward above this passes: the highest is 1, and sums of parts are rounded
@@ -38,3 +38,17 @@ class Retirement:
         if history.rollouts >= self.after and history.passed / history.rollouts >= self.pass_rate:
             self.retired.add(task_id)
             del self.histories[task_id]
+
+    def history(self, task_id: str) -> tuple[int, int, bool]:
+        """Rollouts of a task, those that passed, and whether it has retired, for a journal."""
+        known = self.histories.get(task_id, History())
+        return known.rollouts, known.passed, task_id in self.retired
+
+    def restore(self, histories: Mapping[str, tuple[int, int, bool]]) -> None:
+        """Be what `history` said of every task."""
+        self.retired = {task_id for task_id, (_, _, retired) in histories.items() if retired}
+        self.histories = {
+            task_id: History(rollouts, passed)
+            for task_id, (rollouts, passed, retired) in histories.items()
+            if not retired
+        }

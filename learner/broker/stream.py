@@ -1,26 +1,30 @@
-"""The stream of groups, as a state machine without sockets and without a clock.
+"""The stream of groups, as a state machine without sockets, without files and without a clock.
 
-    task ─ grant ─► leased ─ rollout_done ─► verifying ─ verdict ─► ready ─ batch ─► handed out ─ consumed ─► gone
-                    ▲  │                      ▲  │
-                    └──┘ actor lost, overdue  └──┘ verifier lost, void
+    task ─ grant ─► leased ─ rollout_done ─► verifying ─ verdict ─► ready ─ batch ─► handed out ─ consumed ─► trained
+                    ▲  │                      ▲  │                                                              │
+                    └──┘ actor lost, overdue  └──┘ verifier lost, void                        checkpointed ─► gone
 
 Every lease ends once: its group is consumed, or dropped with a counted reason. Each public method is one event; it
-changes the state by its arguments alone (time comes in as `now`), so that a journal of the calls replays to the same
-state. Nothing here waits: who waits for what is `waiting_for`.
+changes the state by its arguments alone (time comes in as `now`) and notes in `changes` what a journal has to write.
+A trained group is kept in the journal until a checkpoint of the learner holds it: a learner that goes on from an older
+checkpoint gets the same batches again, version by version (`restore`). Nothing here waits: who waits for what is
+`waiting_for`.
 """
 
+import bisect
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from learner.broker.admission import in_time, limit
+from learner.broker.changes import Changes, Saved, SavedLease, State
 from learner.broker.config import StreamConfig
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
 from learner.broker.retirement import Retirement
-from learner.group_ranges import count
+from learner.group_ranges import count, holds
 from protocol.messages import (
     GroupRange,
     Lease,
@@ -32,6 +36,8 @@ from protocol.messages import (
     VerifyDone,
     VerifyJob,
 )
+
+COUNTED = ("generated_tokens", "rollouts", "verdicts", "void_verdicts")
 
 
 class InvalidEvent(Exception):
@@ -64,6 +70,7 @@ class RunningLease:
     lease_id: int
     actor: str
     group_id: int
+    leased: tuple[int, ...]  # samples
     samples: set[int]  # those that have not arrived
     overdue_at: float
 
@@ -86,11 +93,18 @@ class Stream:
         self.config = config
         self.seed = seed
         self.retirement = retirement or Retirement()
+        self.changes = Changes()
         self.version = 0  # the learner's
-        self.fingerprints: dict[int, str] = {}  # of every published version
+        self.furthest = 0  # the highest that it has reached
+        self.retains = False  # what it consumes is kept until a checkpoint holds it
+        self.retained_from = 0  # oldest version whose batch is kept
+        self.fingerprints: dict[int, tuple[str, ...]] = {}  # of the published versions that rollouts may still name
         self.groups: dict[int, Group] = {}  # live ones, in lease order
         self.leases: dict[int, RunningLease] = {}
         self.jobs: dict[int, RunningJob] = {}
+        self.batches: dict[
+            int, tuple[int, ...]
+        ] = {}  # version → its groups: handed out, or trained and in no checkpoint
         self.exhausted = ""  # why no further task will be leased, in words; empty while one may be
         self.granted = 0  # groups leased since the start and not dropped
         self.consumed_groups = 0
@@ -98,25 +112,35 @@ class Stream:
         self.drops_in_a_row = 0  # groups dropped since one was last finished
         self.resampled = 0  # groups dropped as zero_variance since a batch was last consumed
         self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates,
-        # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks)
+        # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks), late_groups (`straggler=train`)
         self._next_task = 0
         self._spent: deque[GroupRange] = deque()  # groups ahead of `_next_task` that were consumed before a restart
         self._next_lease = 0
         self._next_job = 0
+        self._remade = -1  # versions up to it may be published with other weights: the learner makes them anew
         self._unleased: list[int] = []  # heap of group ids with samples that came back
         self._unverified: deque[tuple[int, int]] = deque()  # (group, sample)
-        self._handed_out: tuple[int, tuple[int, ...]] | None = None  # (version, groups) of the batch being trained
+        self._ready: list[int] = []  # finished groups that are in no batch, in lease order
+        self._held: Counter[str] = Counter()  # samples by actor
+        self._judging: Counter[str] = Counter()  # jobs by verifier
+        self._batch_may_be = False  # something came that a batch may have waited for
 
     # ------------------------------------------------------------ restart
 
-    def resume(self, policy_version: int, consumed: Sequence[GroupRange]) -> None:
-        """The learner goes on at `policy_version` from a checkpoint; groups that it has `consumed` never come again.
+    def resume(
+        self,
+        policy_version: int,
+        consumed: Sequence[GroupRange],
+        *,
+        checkpoints: bool = False,
+        counted: StreamStats | None = None,
+    ) -> bool:
+        """The learner begins at `policy_version`, where it has trained `consumed`; False: `restore` this version first.
 
-        They count as granted and consumed, and nothing else is live, so that both rules of admission stand where they
-        stood. What was leased or dropped but not consumed is a hole in the ranges: it is leased anew, first of all.
+        A stream that has not begun takes the learner's word: the groups count as granted and consumed, nothing else is
+        live, so that both rules of admission stand where they stood. What was leased or dropped but not consumed is a
+        hole in the ranges: it is leased anew, first of all.
         """
-        if self.fingerprints or self.version:
-            raise InvalidEvent("policy_version", f"{policy_version} comes too late: the stream has begun")
         groups, steps_take = count(consumed), policy_version * self.config.groups_per_step
         if groups != steps_take:
             raise InvalidEvent(
@@ -124,19 +148,121 @@ class Stream:
                 f"holds {groups} groups, {policy_version} steps of {self.config.groups_per_step} take {steps_take}: "
                 "stream.groups_per_step must stay as it was when the checkpoint was written",
             )
-        self.version = policy_version
-        self.granted = self.consumed_groups = groups
-        self._spent = deque(consumed)
+        if not self._begun and policy_version:
+            self.version = self.furthest = self.retained_from = policy_version
+            self.granted = self.consumed_groups = groups
+            self._spent = deque(consumed)
+            if counted:
+                self.dropped.update(counted.groups_dropped)
+                self.counts.update({name: getattr(counted, name) for name in COUNTED})
+        handed_out = self.batches.get(self.version)
+        if policy_version == self.version + 1 and handed_out and all(holds(consumed, each) for each in handed_out):
+            self.consumed(policy_version, handed_out)  # its word was lost with this process
+        elif not self.retained_from <= policy_version <= self.version:
+            raise InvalidEvent(
+                "policy_version",
+                f"the learner begins at {policy_version}, the broker's journal has what versions {self.retained_from} "
+                f"to {self.version} consume: go on from a checkpoint of those (checkpoint.resume=true), or remove the "
+                "journal to lease anew what that checkpoint does not hold",
+            )
+        self.retains = checkpoints
+        self._remade = max(self.fingerprints, default=-1)
+        self.changes.state = True
+        return policy_version == self.version
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self._next_task or self.version or self._spent)
+
+    def restore(self, saved: Saved, policy_version: int | None = None) -> None:
+        """Be what a journal holds; at `policy_version`, if the learner went back to an older checkpoint.
+
+        Then what it consumed since is handed out again, in the same batches, and nothing new is leased until it stands
+        again where it stood. Leases run, with a time of their own from their next `renew`; jobs are sent again.
+        """
+        state = saved.state
+        version = state.version if policy_version is None else policy_version
+        self.changes = Changes(state=policy_version is not None)
+        self.version, self.furthest = version, state.furthest
+        self.retains, self.retained_from = state.retains, state.retained_from
+        self.granted = state.granted
+        self.consumed_groups = state.consumed_groups - (state.version - version) * self.config.groups_per_step
+        self.exhausted, self.drops_in_a_row, self.resampled = state.exhausted, state.drops_in_a_row, state.resampled
+        self.dropped, self.counts = Counter(state.dropped), Counter(state.counts)
+        self._next_task, self._next_lease, self._next_job = state.next_task, state.next_lease, state.next_job
+        self._spent = deque(saved.ranges)
+        self._remade = max(saved.fingerprints, default=-1)
+        self.fingerprints, self.batches = dict(saved.fingerprints), dict(saved.batches)
+        self.retirement.restore(saved.histories)
+        trained = {group for before, ids in saved.batches.items() if before < version for group in ids}
+        self.groups = {group.group_id: group for group in saved.groups if group.group_id not in trained}
+        self.leases, self.jobs, self._held, self._judging = {}, {}, Counter(), Counter()
+        for lease in saved.leases:
+            self._restore_lease(lease)
+        in_a_batch = {group for ids in self.batches.values() for group in ids}
+        self._ready = [
+            each.group_id for each in self.groups.values() if each.finished and each.group_id not in in_a_batch
+        ]
+        self._unleased = [group.group_id for group in self.groups.values() if group.pending]
+        self._unverified = deque(
+            (group.group_id, index)
+            for group in self.groups.values()
+            for index, sample in enumerate(group.samples)
+            if sample.state is SampleState.VERIFYING
+        )
+        self._batch_may_be = True
+
+    def _restore_lease(self, saved: SavedLease) -> None:
+        group = self.groups[saved.group_id]
+        missing = {index for index in saved.samples if group.samples[index].state is SampleState.PENDING}
+        for index in missing:
+            group.samples[index].state = SampleState.LEASED
+        group.lease_ids.add(saved.lease_id)
+        self.leases[saved.lease_id] = RunningLease(
+            saved.lease_id, saved.actor, saved.group_id, saved.samples, missing, float("inf")
+        )
+        self._held[saved.actor] += len(missing)
+
+    def state(self) -> State:
+        """The numbers that a journal keeps."""
+        return State(
+            version=self.version,
+            furthest=self.furthest,
+            retains=self.retains,
+            retained_from=self.retained_from,
+            granted=self.granted,
+            consumed_groups=self.consumed_groups,
+            next_task=self._next_task,
+            next_lease=self._next_lease,
+            next_job=self._next_job,
+            drops_in_a_row=self.drops_in_a_row,
+            resampled=self.resampled,
+            exhausted=self.exhausted,
+            dropped=dict(self.dropped),
+            counts=dict(self.counts),
+            spent=[[each.first, each.last] for each in self._spent],
+        )
 
     # ------------------------------------------------------------ weights
 
     def published(self, version: int, fingerprint: str) -> None:
         """The learner offers weights of `version`."""
-        known = self.fingerprints.setdefault(version, fingerprint)
-        if known != fingerprint:
+        known = self.fingerprints.get(version, ())
+        if fingerprint in known:
+            return
+        if known and version > self._remade:
             raise InvalidEvent(
-                "fingerprint", f"version {version} is {known}, not {fingerprint}: two learners in one run?"
+                "fingerprint", f"version {version} is {known[-1]}, not {fingerprint}: two learners in one run?"
             )
+        self.fingerprints[version] = (*known, fingerprint)
+        self.changes.versions.add(version)
+
+    def _forget_versions(self) -> None:
+        """Of the fingerprints, keep those that a rollout of a live group may still name."""
+        oldest = min((group.lease_version for group in self.groups.values()), default=self.version)
+        for version in [version for version in self.fingerprints if version < oldest]:
+            del self.fingerprints[version]
+            self.changes.versions.add(version)
 
     # ------------------------------------------------------------ leases
 
@@ -162,9 +288,14 @@ class Stream:
             deadline_seconds=self.config.lease_seconds,
         )
         self._next_lease += 1
+        indexes, overdue_at = lease.sample_indexes, now + self.config.lease_seconds
         self.leases[lease.lease_id] = RunningLease(
-            lease.lease_id, actor, group.group_id, set(lease.sample_indexes), now + self.config.lease_seconds
+            lease.lease_id, actor, group.group_id, indexes, set(indexes), overdue_at
         )
+        self._held[actor] += len(indexes)
+        self.changes.leases.add(lease.lease_id)
+        self.changes.groups.add(group.group_id)
+        self.changes.state = True
         group.leases += 1
         group.lease_ids.add(lease.lease_id)
         for index in lease.sample_indexes:
@@ -178,6 +309,11 @@ class Stream:
                 return group
         return None
 
+    @property
+    def leasable(self) -> bool:
+        """Whether an actor with room would get a lease."""
+        return bool(self._unleased) or (bool(self.fingerprints) and not self.exhausted and self._may_grant())
+
     def _fresh_group(self) -> Group | None:
         if self.exhausted or not self.fingerprints or not self._may_grant():
             return None
@@ -186,10 +322,12 @@ class Stream:
         if group_id is None:
             rate = f"{100 * self.retirement.pass_rate:g} %"
             self.exhausted = f"all tasks are retired: each was solved in at least {rate} of its rollouts"
+            self.changes.state = True
             return None
         task = self.tasks.task(group_id)
         if task is None:
             self.exhausted = "the tasks have ended"
+            self.changes.state = True
             return None
         seeds = sample_seeds(self.seed, group_id, size)
         group = Group(group_id, task, self.version, seeds, [Sample() for _ in range(size)])
@@ -230,21 +368,23 @@ class Stream:
         yield from itertools.count(index)
 
     def _may_grant(self) -> bool:
-        return self.granted < self.admission_limit
+        """Nothing new while the learner makes steps anew: the batches up to `furthest` are those that they were."""
+        return self.granted < self.admission_limit and self.version >= self.furthest
 
     def rollout_done(self, message: RolloutDone) -> None:
         """A completion has arrived; it goes on to verification. A second copy of it is counted and forgotten."""
         rollout = message.rollout
         for index, span in enumerate(rollout.version_spans):
-            known = self.fingerprints.get(span.version)
-            if known != span.fingerprint:
+            known = self.fingerprints.get(span.version, ())
+            if span.fingerprint not in known and (known or span.version >= min(self.fingerprints, default=0)):
+                truth = " or ".join(known) or "not published"
                 raise InvalidEvent(
                     f"rollout.version_spans[{index}].fingerprint",
-                    f"{span.fingerprint} is not version {span.version}, which is {known or 'not published'}",
+                    f"{span.fingerprint} is not version {span.version}, which is {truth}",
                 )
         group = self.groups.get(rollout.group_id)
         if group is None:
-            self.counts["duplicates"] += 1
+            self._duplicate()
             return
         if rollout.sample_index >= len(group.samples):
             raise InvalidEvent("rollout.sample_index", f"{rollout.sample_index} in a group of {len(group.samples)}")
@@ -253,24 +393,36 @@ class Stream:
             raise InvalidEvent("rollout.version_spans", f"begin at {begin}, the lease asks for {group.lease_version}")
         sample = group.samples[rollout.sample_index]
         if sample.state not in (SampleState.LEASED, SampleState.PENDING):
-            self.counts["duplicates"] += 1
+            self._duplicate()
             return
         for lease_id in tuple(group.lease_ids):  # an overdue lease may deliver after its samples were leased again
             self._fulfil(self.leases[lease_id], rollout.sample_index)
         sample.rollout = rollout
         sample.state = SampleState.VERIFYING
         self._unverified.append((group.group_id, rollout.sample_index))
+        self.changes.samples.add((group.group_id, rollout.sample_index))
+        self.changes.state = True
         self.counts["rollouts"] += 1
         self.counts["generated_tokens"] += len(rollout.token_ids)
 
+    def _duplicate(self) -> None:
+        self.counts["duplicates"] += 1
+        self.changes.state = True
+
     def _fulfil(self, lease: RunningLease, sample: int) -> None:
-        lease.samples.discard(sample)
+        if sample in lease.samples:
+            lease.samples.remove(sample)
+            self._held[lease.actor] -= 1
         if not lease.samples:
             self._end_lease(lease)
 
     def _end_lease(self, lease: RunningLease) -> None:
         del self.leases[lease.lease_id]
+        self._held[lease.actor] -= len(lease.samples)
+        if not self._held[lease.actor]:
+            del self._held[lease.actor]
         self.groups[lease.group_id].lease_ids.discard(lease.lease_id)
+        self.changes.leases.add(lease.lease_id)
 
     def lease_failed(self, message: LeaseFailed) -> None:
         """No actor can fulfil this lease: its group is dropped."""
@@ -284,9 +436,24 @@ class Stream:
             self._give_back(lease, "lease_expired")
         return late
 
-    def actor_lost(self, actor: str) -> list[RunningLease]:
-        """Ends the leases of an actor that is gone."""
-        lost = [lease for lease in self.leases.values() if lease.actor == actor]
+    def renew(self, actor: str, holds: Sequence[int], now: float) -> list[RunningLease]:
+        """An actor came back: what it `holds` gets its whole time, what it was leased and does not know goes back."""
+        kept = set(holds)
+        for lease_id in kept & self.leases.keys():
+            if self.leases[lease_id].actor == actor:
+                self.leases[lease_id].overdue_at = now + self.config.lease_seconds
+        return self.actor_lost(actor, kept)
+
+    @property
+    def lease_holders(self) -> set[str]:
+        """The actors that hold leases."""
+        return set(self._held)
+
+    def actor_lost(self, actor: str, kept: Collection[int] = ()) -> list[RunningLease]:
+        """Ends the leases of an actor that is gone, but for those that are `kept`."""
+        if not self._held[actor]:
+            return []
+        lost = [lease for lease in self.leases.values() if lease.actor == actor and lease.lease_id not in kept]
         for lease in lost:
             self._give_back(lease, "actors_lost")
         return lost
@@ -319,6 +486,8 @@ class Stream:
             assert rollout is not None, "a sample is verifying only after its rollout arrived"
             job = VerifyJob(
                 job_id=self._next_job,
+                group_id=group_id,
+                sample_index=index,
                 text=rollout.text,
                 reward=group.task.reward,
                 reference=group.task.reference,
@@ -327,53 +496,73 @@ class Stream:
             )
             self._next_job += 1
             self.jobs[job.job_id] = RunningJob(job.job_id, verifier, group_id, index)
+            self._judging[verifier] += 1
             return job
         return None
 
     def verify_done(self, message: VerifyDone) -> None:
         """A verdict has arrived. Void ones are tried again, then the sample is dropped; they never train as 0."""
-        job = self.jobs.pop(message.job_id, None)
-        group = self.groups.get(job.group_id) if job else None
-        if job is None or group is None or group.samples[job.sample].state is not SampleState.VERIFYING:
-            self.counts["duplicates"] += 1
+        if job := self.jobs.get(message.job_id):
+            if (job.group_id, job.sample) != (message.group_id, message.sample_index):
+                raise InvalidEvent("job_id", f"{job.job_id} is sample {job.sample} of group {job.group_id}")
+            self._end_job(job)
+        group = self.groups.get(message.group_id)
+        if group is not None and message.sample_index >= len(group.samples):
+            raise InvalidEvent("sample_index", f"{message.sample_index} in a group of {len(group.samples)}")
+        if group is None or group.samples[message.sample_index].state is not SampleState.VERIFYING:
+            self._duplicate()
             return
-        sample, verdict = group.samples[job.sample], message.verdict
+        sample, verdict = group.samples[message.sample_index], message.verdict
+        self.changes.samples.add((group.group_id, message.sample_index))
+        self.changes.state = True
         self.counts["verdicts"] += 1
         if verdict.void:
             self.counts["void_verdicts"] += 1
             sample.checks += 1
             if sample.checks < self.config.verify_attempts:
-                self._unverified.append((job.group_id, job.sample))
+                self._unverified.append((group.group_id, message.sample_index))
                 return
         sample.verdict = verdict
         sample.state = SampleState.VOID if verdict.void else SampleState.SCORED
         if group.finished:
             self._finish(group)
 
+    def _end_job(self, job: RunningJob) -> None:
+        del self.jobs[job.job_id]
+        self._judging[job.verifier] -= 1
+        if not self._judging[job.verifier]:
+            del self._judging[job.verifier]
+
     def _finish(self, group: Group) -> None:
         """The last verdict of a group has arrived: it waits for its batch, or makes room for another."""
         rewards = group.rewards
-        self.retirement.finished(group.task.task_id, rewards)
+        if self.retirement.pass_rate:
+            self.retirement.finished(group.task.task_id, rewards)
+            self.changes.tasks.add(group.task.task_id)
         if len(rewards) < 2:
             self._drop(group, "void")
             return
-        if self.config.zero_variance == "resample" and min(rewards) == max(rewards):
-            self._resample(group)
-        self.drops_in_a_row = 0  # whatever its rewards, all that makes a group works
+        if self.config.zero_variance == "resample" and min(rewards) == max(rewards) and self._resampled(group):
+            self.drops_in_a_row = 0  # whatever its rewards, all that makes a group works
+            return
+        self.drops_in_a_row = 0
+        bisect.insort(self._ready, group.group_id)
+        self._batch_may_be = True
 
-    def _resample(self, group: Group) -> None:
+    def _resampled(self, group: Group) -> bool:
         """Make room for another group, as long as the batch in the making has lost fewer than the limit."""
-        if self.resampled < self.config.resample_limit:
-            self.resampled += 1
-            self._drop(group, "zero_variance")
-        else:
+        if self.resampled >= self.config.resample_limit:
             self.counts["resample_limit_reached"] += 1
+            return False
+        self.resampled += 1
+        self._drop(group, "zero_variance")
+        return True
 
     def verifier_lost(self, verifier: str) -> list[RunningJob]:
         """The jobs of a verifier that is gone are sent again, first of all."""
-        lost = [job for job in self.jobs.values() if job.verifier == verifier]
+        lost = [job for job in self.jobs.values() if job.verifier == verifier] if self._judging[verifier] else []
         for job in reversed(lost):
-            del self.jobs[job.job_id]
+            self._end_job(job)
             self._unverified.appendleft((job.group_id, job.sample))
         return lost
 
@@ -386,43 +575,95 @@ class Stream:
         """
         if policy_version != self.version:
             raise InvalidEvent("policy_version", f"the learner asks for {policy_version} but stands at {self.version}")
-        if self._handed_out is None:
-            chosen = [group for group in self.groups.values() if group.finished][: self.config.groups_per_step]
-            if len(chosen) < self.config.groups_per_step or not self._in_time_without(chosen):
+        if policy_version not in self.batches:
+            if not self._batch_may_be or (chosen := self._choose()) is None:
                 return None
-            self._handed_out = (policy_version, tuple(group.group_id for group in chosen))
-        return tuple(self.groups[group_id].as_message() for group_id in self._handed_out[1])
+            self.batches[policy_version] = chosen
+            self.changes.batches.add(policy_version)
+            del self._ready[: len(chosen)]
+        return tuple(self.groups[group_id].as_message() for group_id in self.batches[policy_version])
 
-    def _in_time_without(self, chosen: Sequence[Group]) -> bool:
-        """Whether the groups that a batch of `chosen` leaves behind can still be consumed in time."""
-        taken = {group.group_id for group in chosen}
+    def _choose(self) -> tuple[int, ...] | None:
+        """The finished groups of the oldest leases, if what they leave behind allows it."""
+        chosen = self._ready[: self.config.groups_per_step]
+        self._batch_may_be = False  # until something comes
+        if len(chosen) < self.config.groups_per_step:
+            return None
+        if self.config.straggler == "drop":
+            self._drop_stragglers(chosen)
+        elif self.config.straggler == "wait" and not self._in_time(self._left(chosen)):
+            return None
+        return tuple(chosen)
+
+    def _left(self, chosen: Sequence[int]) -> list[Group]:
+        taken = set(chosen)
+        return [group for group in self.groups.values() if group.group_id not in taken]
+
+    def _in_time(self, left: Sequence[Group]) -> bool:
+        """Whether the groups that a batch leaves behind can all be consumed in time."""
         return in_time(
-            (group.lease_version for group in self.groups.values() if group.group_id not in taken),
+            (group.lease_version for group in left),
             version=self.version,
             max_staleness=self.config.max_staleness,
             groups_per_step=self.config.groups_per_step,
         )
 
+    def _drop_stragglers(self, chosen: Sequence[int]) -> None:
+        """Until the rest can be consumed in time, drop the oldest of the groups that are not finished."""
+        left = self._left(chosen)
+        while not self._in_time(left):
+            straggler = next(group for group in left if not group.finished)
+            left.remove(straggler)
+            self._drop(straggler, "straggler")
+
     def consumed(self, policy_version: int, group_ids: Sequence[int]) -> None:
-        """The learner trained the batch and stands at `policy_version` now."""
-        if self._handed_out is None or self._handed_out[1] != tuple(group_ids):
+        """The learner trained the batch and stands at `policy_version` now. Told again, it changes nothing."""
+        if policy_version == self.version and self.batches.get(policy_version - 1, tuple(group_ids)) == tuple(
+            group_ids
+        ):
+            self._duplicate()
+            return
+        if self.batches.get(self.version) != tuple(group_ids):
             raise InvalidEvent("group_ids", "are not the groups that were handed out last")
         if policy_version != self.version + 1:
             raise InvalidEvent("policy_version", f"must follow {self.version}, got {policy_version}")
+        latest = self.version - self.config.max_staleness
         for group_id in group_ids:
-            del self.groups[group_id]
+            group = self.changes.trained[group_id] = self.groups.pop(group_id)
+            self.counts["late_groups"] += group.lease_version < latest
         self.consumed_groups += len(group_ids)
         self.version = policy_version
+        self.furthest = max(self.furthest, policy_version)
         self.resampled = 0
-        self._handed_out = None
+        self._batch_may_be = True
+        self.changes.state = True
+        if not self.retains:
+            self.checkpointed(policy_version)
+        self._forget_versions()
+
+    def checkpointed(self, policy_version: int) -> None:
+        """A checkpoint holds what was trained before `policy_version`: nobody asks for it again."""
+        if policy_version > self.version:
+            raise InvalidEvent(
+                "policy_version", f"{policy_version} is ahead of the stream, which stands at {self.version}"
+            )
+        for version in [version for version in self.batches if version < policy_version]:
+            self.changes.batches.add(version)
+            self.changes.groups.update(self.batches.pop(version))
+        self.retained_from = max(self.retained_from, policy_version)
+        self.changes.state = True
 
     def _drop(self, group: Group, reason: str) -> None:
-        for lease_id in group.lease_ids:
-            del self.leases[lease_id]
+        for lease_id in tuple(group.lease_ids):
+            self._end_lease(self.leases[lease_id])
         del self.groups[group.group_id]
         self.granted -= 1
         self.dropped[reason] += 1
         self.drops_in_a_row += 1
+        self._batch_may_be = True
+        self.changes.groups.add(group.group_id)
+        self.changes.dropped[group.group_id] = reason
+        self.changes.state = True
 
     @property
     def dry(self) -> bool:
@@ -433,21 +674,22 @@ class Stream:
         """The run is over: what is still under way is dropped, and counted."""
         for group in list(self.groups.values()):
             self._drop(group, "run_ended")
+        self._ready.clear()
 
     # ------------------------------------------------------------ what is going on
 
     def samples_held(self, actor: str) -> int:
         """Rollouts that `actor` owes."""
-        return sum(len(lease.samples) for lease in self.leases.values() if lease.actor == actor)
+        return self._held[actor]
 
     def jobs_held(self, verifier: str) -> int:
         """Verdicts that `verifier` owes."""
-        return sum(job.verifier == verifier for job in self.jobs.values())
+        return self._judging[verifier]
 
     @property
     def ready(self) -> int:
         """Finished groups that wait for the learner."""
-        return sum(group.finished for group in self.groups.values())
+        return len(self._ready) + len(self.batches.get(self.version, ()))
 
     @property
     def verify_queued(self) -> int:
@@ -468,7 +710,9 @@ class Stream:
         """What the stream waits for, in words."""
         if not self.fingerprints:
             return "the learner to publish its first weights"
-        if self._handed_out:
+        if self.version < self.furthest:
+            return f"the learner to make step {self.version + 1} anew, of {self.furthest}"
+        if self.version in self.batches:
             return f"the learner to train step {self.version + 1}"
         if self._unverified:
             return f"verifiers ({len(self._unverified)} rollouts queued)"

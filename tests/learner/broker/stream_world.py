@@ -54,6 +54,10 @@ def verdict(reward: float | None = 1.0) -> Verdict:
     return Verdict(reward=reward, parts={}, reason="", seconds=0.0)
 
 
+def judged(job: VerifyJob, reward: float | None = 1.0) -> VerifyDone:
+    return VerifyDone(job_id=job.job_id, group_id=job.group_id, sample_index=job.sample_index, verdict=verdict(reward))
+
+
 def new_stream(size: int | None = None, **options: float | str) -> Stream:
     stream = Stream(NumberedTasks(size), StreamConfig(**options), seed=0)  # type: ignore[arg-type]
     stream.published(0, fingerprint(0))
@@ -66,7 +70,7 @@ def finish(stream: Stream, lease: Lease, *rewards: float | None) -> None:
         stream.rollout_done(rollout(lease, sample, [lease.min_version]))
     left = list(rewards)
     while job := stream.assign("v", 1000):
-        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(left.pop(0) if rewards else 1.0)))
+        stream.verify_done(judged(job, left.pop(0) if rewards else 1.0))
 
 
 def train(stream: Stream) -> list[int]:
@@ -140,9 +144,9 @@ class World:
         for lease in list(held):
             for sample in lease.sample_indexes:
                 if self.chance.random() < 0.3:
-                    versions = range(lease.min_version, self.stream.version + 1)
-                    first = self.chance.choice(versions)
-                    self.stream.rollout_done(rollout(lease, sample, list(range(first, self.stream.version + 1))))
+                    newest = max(self.stream.fingerprints)
+                    first = self.chance.choice(range(lease.min_version, newest + 1))
+                    self.stream.rollout_done(rollout(lease, sample, list(range(first, newest + 1))))
             if self.chance.random() < 0.2:
                 held.remove(lease)
 
@@ -156,13 +160,12 @@ class World:
         while held and self.chance.random() < 0.7:
             job = held.pop(self.chance.randrange(len(held)))
             reward = None if self.chance.random() < self.void_rate else self.reward(job)
-            self.stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
+            self.stream.verify_done(judged(job, reward))
 
     def reward(self, job: VerifyJob) -> float:
         """Of a group that is not equal every other sample passes."""
-        running = self.stream.jobs[job.job_id]
-        dice = random.Random(running.group_id)
-        return float(dice.random() < 0.7 if dice.random() < self.equal_rate else running.sample % 2)
+        dice = random.Random(job.group_id)
+        return float(dice.random() < 0.7 if dice.random() < self.equal_rate else job.sample_index % 2)
 
     def learn(self) -> None:
         version = self.stream.version

@@ -5,13 +5,13 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_world import NumberedTasks, World, equal_rewards, fingerprint, finish, new_stream, rollout, verdict
+from stream_world import NumberedTasks, World, equal_rewards, fingerprint, finish, judged, new_stream, rollout, train
 
 from learner.broker.config import StreamConfig
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream
 from learner.group_ranges import merged
-from protocol.messages import GroupRange, LeaseFailed, VerifyDone
+from protocol.messages import GroupRange, LeaseFailed
 
 
 @settings(max_examples=100, deadline=None)
@@ -181,11 +181,11 @@ def test_void_is_tried_again_and_never_becomes_a_reward() -> None:
     first = [stream.assign("v", 10) for _ in range(3)]
     for job, reward in zip(first, [None, 1.0, 0.0], strict=True):
         assert job is not None
-        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
+        stream.verify_done(judged(job, reward))
     assert stream.batch(0) is None
     again = stream.assign("v", 10)
     assert again is not None
-    stream.verify_done(VerifyDone(job_id=again.job_id, verdict=verdict(None)))
+    stream.verify_done(judged(again, None))
     groups = stream.batch(0)
     assert groups is not None
     assert [scored.rollout.sample_index for scored in groups[0].scored] == [1, 2]
@@ -201,7 +201,7 @@ def test_a_group_with_fewer_than_two_rewards_is_dropped_as_void() -> None:
     for reward in (1.0, None):
         job = stream.assign("v", 10)
         assert job is not None
-        stream.verify_done(VerifyDone(job_id=job.job_id, verdict=verdict(reward)))
+        stream.verify_done(judged(job, reward))
     assert stream.dropped == {"void": 1}
 
 
@@ -352,14 +352,18 @@ def test_groups_have_the_same_seeds_before_and_after_a_restart() -> None:
     ]
 
 
-def test_a_stream_that_has_begun_is_not_resumed() -> None:
-    consumed = (GroupRange(first=0, last=1),)
-    with pytest.raises(InvalidEvent, match="policy_version: 1 comes too late: the stream has begun"):
-        new_stream(groups_per_step=2).resume(1, consumed)
-    stream = Stream(NumberedTasks(), StreamConfig(groups_per_step=2), seed=0)
-    stream.resume(1, consumed)
-    with pytest.raises(InvalidEvent, match="comes too late"):
-        stream.resume(1, consumed)
+def test_a_learner_at_a_version_that_the_stream_has_let_go_of_is_refused() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2)
+    for _ in range(3):
+        lease = stream.grant("a", 10, 0.0)
+        assert lease is not None
+        finish(stream, lease)
+        train(stream)
+    with pytest.raises(InvalidEvent, match=r"begins at 1, .* versions 3 to 3 consume: .* or remove the journal"):
+        stream.resume(1, (GroupRange(first=0, last=0),))
+    with pytest.raises(InvalidEvent, match="begins at 5"):
+        stream.resume(5, (GroupRange(first=0, last=4),))
+    assert stream.resume(3, (GroupRange(first=0, last=2),))
 
 
 def test_a_checkpoint_of_another_batch_size_is_refused() -> None:
