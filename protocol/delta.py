@@ -1,11 +1,11 @@
 """The delta of a shard: which of its 16-bit words changed against a base, and by how much. Lossless.
 
 A bfloat16 weight that moves at all mostly moves by one unit in the last place, so a word is coded by its *step* (new −
-base, modulo 2^16) rather than by its value, and its place by the *gap* since the word before. Both are small and far from
-uniform: one byte each, with 255 for "look further" (the wide ones follow apart), and zstd at its fastest ratio-keeping
-level takes what entropy is left. On bfloat16 weights after an AdamW step this stays within a fifth of the bound for
-independent changes, ahead of index + value, bitmask + values and XOR + zstd (`tests/bench/weights.py --codecs`). A
-float32 is two words, of which the upper one seldom changes.
+base, modulo 2^16) rather than by its value, and its place by the *gap* since the word before. Both are small and far
+from uniform: a byte each, with 255 for "look further" (the wide ones follow apart), and zstd at level 1 takes what
+entropy is left. On bfloat16 weights after an AdamW step this stays within a fifth of the bound for independent changes,
+ahead of index + value, bitmask + values and XOR + zstd (`python -m tests.bench.weights codecs`). A float32 is two words,
+of which the upper one seldom changes.
 
     header   changed words, wide gaps, wide steps: 3 × uint32 little-endian
     body     one zstd frame of: gap bytes [C] | step bytes [C] | wide gaps uint32 [G] | wide steps uint16 [W]

@@ -1,0 +1,215 @@
+"""Shared memory: one copy, sealed, leased by connection, and gone with its last process however that ended."""
+
+import gc
+import multiprocessing
+import os
+import select
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol.segments import Segment, SegmentReader, SegmentServer, available
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
+
+SIZE = 3 * 2**20 + 5
+
+
+class Owner:
+    """A server in a thread, with segments by version."""
+
+    def __init__(self) -> None:
+        self.segments: dict[int, Segment] = {}
+        self.leases: Counter[int] = Counter()
+        self.server = SegmentServer(self.lease, self.release)
+        self._over = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def lease(self, version: int) -> Segment | None:
+        self.leases[version] += version in self.segments
+        return self.segments.get(version)
+
+    def release(self, version: int) -> None:
+        self.leases[version] -= 1
+
+    def add(self, version: int) -> Segment:
+        segment = self.segments[version] = Segment(SIZE)
+        segment.data[:] = content(version)
+        return segment
+
+    def _run(self) -> None:
+        while not self._over:
+            for descriptor in select.select(self.server.descriptors, [], [], 0.01)[0]:
+                self.server.serve(descriptor)
+
+    def close(self) -> None:
+        self._over = True
+        self._thread.join()
+        self.server.close()
+
+
+def content(version: int) -> np.ndarray:
+    return np.random.default_rng(version).integers(0, 256, SIZE, dtype=np.uint8)
+
+
+def wait_for(condition: object) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    owner = Owner()
+    yield owner
+    owner.close()
+
+
+def test_a_version_is_read_where_the_owner_wrote_it(owner: Owner) -> None:
+    segment = owner.add(3)
+    reader = SegmentReader(owner.server.name)
+    taken = reader.take(3)
+    assert taken is not None
+    np.testing.assert_array_equal(taken, content(3))
+    segment.data[7] ^= 255
+    assert taken[7] == segment.data[7]
+    reader.close()
+
+
+def test_a_reader_cannot_write(owner: Owner) -> None:
+    owner.add(0)
+    reader = SegmentReader(owner.server.name)
+    taken = reader.take(0)
+    assert taken is not None
+    with pytest.raises(ValueError, match="read-only"):
+        taken[0] = 1
+    reader.close()
+
+
+def test_a_version_that_is_not_there_is_none(owner: Owner) -> None:
+    reader = SegmentReader(owner.server.name)
+    assert reader.take(0) is None
+    owner.add(0)
+    assert reader.take(0) is not None
+    reader.close()
+
+
+def test_a_lease_lasts_until_it_is_released(owner: Owner) -> None:
+    owner.add(0)
+    readers = [SegmentReader(owner.server.name) for _ in range(3)]
+    for reader in readers:
+        reader.take(0)
+    assert owner.leases[0] == 3
+    readers[0].release(0)
+    readers[0].release(0)  # once is enough
+    readers[1].close()
+    wait_for(lambda: owner.leases[0] == 1)
+    readers[2].close()
+    wait_for(lambda: owner.leases[0] == 0)
+    readers[0].close()
+
+
+def test_the_same_segment_is_mapped_once(owner: Owner) -> None:
+    owner.segments[1] = owner.add(0)
+    reader = SegmentReader(owner.server.name)
+    assert reader.take(0) is reader.take(1)
+    reader.close()
+
+
+def test_a_name_that_nobody_has_is_an_error() -> None:
+    with pytest.raises(OSError, match="refused"):
+        SegmentReader("offbeat-weights-nobody")
+
+
+def test_an_owner_that_is_gone_is_an_error_and_what_was_mapped_stays() -> None:
+    owner = Owner()
+    owner.add(0)
+    reader = SegmentReader(owner.server.name)
+    taken = reader.take(0)
+    owner.close()
+    owner.segments.clear()
+    with pytest.raises(OSError, match=r"gone|Broken pipe|reset"):
+        reader.take(0)
+    assert taken is not None
+    np.testing.assert_array_equal(taken, content(0))
+    reader.close()
+
+
+def test_strange_bytes_end_the_strangers_connection_alone(owner: Owner) -> None:
+    owner.add(0)
+    stranger, reader = SegmentReader(owner.server.name), SegmentReader(owner.server.name)
+    stranger._socket.send(b"junk")
+    assert stranger._socket.recv(10) == b""
+    assert reader.take(0) is not None
+    stranger.close()
+    reader.close()
+
+
+def test_what_was_lent_to_a_socket_keeps_the_segment_in_use() -> None:
+    segment = Segment(SIZE)
+    assert not segment.lent
+    view = segment.lend(0, 100)
+    frame = view.data.cast("B")
+    del view
+    assert segment.lent
+    del frame
+    assert not segment.lent
+
+
+def test_memory_that_is_not_there_is_an_error_that_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MemoryError, match=r"0\.00 GB .*No space left.* learner\.versions_kept"):
+        Segment(SIZE)
+
+
+def own_and_wait(pipe: Connection) -> None:
+    owner = Owner()
+    owner.add(0)
+    pipe.send(owner.server.name)
+    time.sleep(60)
+
+
+def read_and_wait(name: str, pipe: Connection) -> None:
+    reader = SegmentReader(name)
+    pipe.send(reader.take(0) is not None)
+    time.sleep(60)
+
+
+def test_nothing_is_left_when_owner_and_reader_are_killed() -> None:
+    gc.collect()  # owners of earlier tests
+    forked = multiprocessing.get_context("fork")
+    files = set(os.listdir("/dev/shm"))
+    ours, theirs = multiprocessing.Pipe()
+    owner = forked.Process(target=own_and_wait, args=(theirs,))
+    owner.start()
+    name = ours.recv()
+    other = forked.Process(target=read_and_wait, args=(name, theirs))
+    other.start()
+    assert ours.recv()
+    reader = SegmentReader(name)
+    taken = reader.take(0)
+    assert taken is not None
+    for process in (other, owner):
+        process.kill()
+        process.join()
+    np.testing.assert_array_equal(taken, content(0))  # a reader in the middle of it can finish
+    with pytest.raises(OSError, match=r"gone|Broken pipe|reset"):
+        reader.take(0)
+    assert "memfd:offbeat-weights" in Path("/proc/self/maps").read_text()
+    reader.close()
+    del taken
+    assert "memfd:offbeat-weights" not in Path("/proc/self/maps").read_text()  # the last one that held it
+    assert set(os.listdir("/dev/shm")) == files
+    for pipe in (ours, theirs):
+        pipe.close()
