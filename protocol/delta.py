@@ -3,9 +3,9 @@
 A bfloat16 weight that moves at all mostly moves by one unit in the last place, so a word is coded by its *step* (new −
 base, modulo 2^16) rather than by its value, and its place by the *gap* since the word before. Both are small and far
 from uniform: a byte each, with 255 for "look further" (the wide ones follow apart), and zstd at level 1 takes what
-entropy is left. On bfloat16 weights after an AdamW step this stays within a fifth of the bound for independent changes,
-ahead of index + value, bitmask + values and XOR + zstd (`python -m tests.bench.weights codecs`). A float32 is two words,
-of which the upper one seldom changes.
+entropy is left. On bfloat16 weights after an AdamW step this stays within a fifth of the bound for independent
+changes, ahead of index + value, bitmask + values and XOR + zstd (`python -m tests.bench.weights codecs`). A float32 is
+two words, of which the upper one seldom changes.
 
     header   changed words, wide gaps, wide steps: 3 × uint32 little-endian
     body     one zstd frame of: gap bytes [C] | step bytes [C] | wide gaps uint32 [G] | wide steps uint16 [W]
@@ -83,6 +83,11 @@ def apply(shard: Bytes, delta: Bytes) -> None:
     words[places] += _unzigzag((steps + 1).astype(np.uint16))
     if odd:
         shard[-1] = delta[-1]
+
+
+def changed_words(delta: Bytes) -> int:
+    """How many words a delta changes."""
+    return int(HEADER.unpack_from(delta.data)[0]) if len(delta) else 0
 
 
 def _words(shard: Bytes) -> Words:
