@@ -21,7 +21,7 @@ from actors.environment import prepare
 from actors.link import Link
 from actors.loop import Actor
 from actors.requests import EngineFailure
-from actors.weights import WeightReceiver
+from actors.weights.receiver import WeightReceiver
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
 from protocol.sockets import CLOSE_LINGER_MS

@@ -5,9 +5,11 @@ credits in the messages: leases, rooms, batch requests), and neither ever raises
 cannot be taken is handed back as a `Rejected`, with the peer and the field, and the socket goes on.
 """
 
+import socket
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import zmq
 
@@ -123,3 +125,13 @@ def _decoded(peer: bytes, frames: list[Any]) -> Message | Rejected:
         return decode([memoryview(frame.buffer).toreadonly() for frame in frames])
     except MalformedMessage as error:
         return Rejected(peer, error.field, error.problem)
+
+
+def own_address(peer: str) -> str:
+    """The address of this host on the way to `peer` (tcp://host:port): where those on that way can reach it."""
+    target = urlsplit(peer)
+    if not target.hostname or not target.port:
+        raise ValueError(f"{peer}: give the address as tcp://host:port")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
+        probe.connect((target.hostname, target.port))
+        return str(probe.getsockname()[0])

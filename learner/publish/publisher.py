@@ -26,7 +26,7 @@ from learner.publish import exchange_parts
 from learner.publish.changes import Changes, find, put
 from learner.publish.layout import Held, Layout, held, lay_out, tied
 from learner.publish.server import WeightServer
-from learner.publish.version import PublishedVersion, Step, seal, step_between
+from learner.publish.version import Step, seal, step_between
 from learner.weights_config import WeightsConfig
 from protocol.messages import WeightManifest
 from protocol.segments import Segment
@@ -240,7 +240,7 @@ class Publisher:
                 put(change, data[place], base[place])
 
     def _steps(self, segment: Segment, figures: Figures) -> tuple[Step, ...]:
-        """The deltas that lead to this version, oldest first; none when nobody would use them, or they are too large."""
+        """The deltas that lead to this version, oldest first; none that nobody would use, or too large."""
         assert self.server is not None, "the first rank makes deltas"
         store, config = self.server.store, self.config
         due = config.full_every and figures.version % config.full_every == 0

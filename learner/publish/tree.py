@@ -1,10 +1,10 @@
 """Who fetches a version of whom, so that the learner serves `fanout` actors however many there are.
 
-Actors that ask for the same version, on top of the same version, form a tree in the order in which they ask: the learner
-at the root, under it the first `fanout`, under each of those the next. A parent passes a shard on as soon as it has it,
-so n actors take the time of one and about log(n) / log(fanout) shards more, and every uplink carries at most `fanout`
-times the version. Each parent has asked before its children, so that there is no cycle; whoever asks a second time, for
-its parent failed it, is served by the learner.
+Actors that ask for the same version, on top of the same version, form a tree in the order in which they ask: the
+learner at the root, under it the first `fanout`, under each of those the next. A parent passes a shard on as soon as
+it has it, so n actors take the time of one and about log(n) / log(fanout) shards more, and every uplink carries at
+most `fanout` times the version. Each parent has asked before its children, so that there is no cycle; whoever asks a
+second time, for its parent failed it, is served by the learner.
 """
 
 from collections import deque
