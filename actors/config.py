@@ -36,6 +36,7 @@ class ActorConfig:
     )
     weights_seconds: float = option(120.0, "longest wait for one weight version before the actor gives up")
     welcome_seconds: float = option(30.0, "longest wait for the broker's answer when the actor joins")
+    drain_seconds: float = option(30.0, "time to finish what has begun after SIGTERM; a second one ends it at once")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +59,8 @@ def check(config: ActorRoot) -> None:
     for name in ("weights_seconds", "welcome_seconds"):
         if getattr(actor, name) <= 0:
             raise ValueError(f"actor.{name}={getattr(actor, name)}: must be more than 0 seconds")
+    if actor.drain_seconds < 0:
+        raise ValueError(f"actor.drain_seconds={actor.drain_seconds}: must be 0 (leave at once) or more")
     if engine.dtype not in DTYPES:
         raise ValueError(f"engine.dtype={engine.dtype}: must be one of {', '.join(DTYPES)}")
     for name in ("tensor_parallel_size", "kv_cache_bytes", "max_num_seqs", "threads"):

@@ -69,7 +69,7 @@ class VllmEngine:
         self.sampling = sampling
         self.kv_on_update = kv_on_update
         self.version: int | None = None
-        self._fingerprints: dict[str, str] = {}  # by version, as vLLM writes it
+        self._weights = ""  # version/fingerprint: as vLLM writes down which weights sampled which token
         self._requests: dict[str, _Request] = {}
         self._ended_tokens = 0
         checkpoint = Checkpoint(Path(model))
@@ -127,7 +127,7 @@ class VllmEngine:
 
     def _submit(self, request_id: str) -> None:
         request, sampling = self._requests[request_id], self.sampling
-        salt = str(self.version) if self.kv_on_update == "keep" else None
+        salt = self._weights if self.kv_on_update == "keep" else None
         parameters = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -165,14 +165,7 @@ class VllmEngine:
             request_id=output.request_id,
             token_ids=token_ids,
             behaviour_logprobs=behaviour_logprobs,
-            version_spans=tuple(
-                VersionSpan(
-                    version=int(span.version),
-                    tokens=span.end - span.start,
-                    fingerprint=self._fingerprints[span.version],
-                )
-                for span in completion.weight_versions
-            ),
+            version_spans=tuple(_span(span.version, span.end - span.start) for span in completion.weight_versions),
             finish_reason=completion.finish_reason,
         )
 
@@ -187,8 +180,8 @@ class VllmEngine:
                     f"version {version} lacks the weights of {', '.join(missing[:5])}: the learner must publish every "
                     "tensor of the model, lm_head.weight included when it is tied"
                 )
-        self._llm.set_weight_version(str(version))
-        self._fingerprints[str(version)] = fingerprint
+        self._weights = f"{version}/{fingerprint}"
+        self._llm.set_weight_version(self._weights)
         self.version = version
         if self.kv_on_update == "recompute":
             self._llm.reset_prefix_cache(reset_running_requests=True)
@@ -242,6 +235,11 @@ class _Request:
         self.prompt_ids = prompt_ids  # [P]
         self.seed = seed
         self.internal_id = ""
+
+
+def _span(weights: str, tokens: int) -> VersionSpan:
+    version, _, fingerprint = weights.partition("/")
+    return VersionSpan(version=int(version), tokens=tokens, fingerprint=fingerprint)
 
 
 def _torch_view(spec: TensorSpec, data: Bytes) -> torch.Tensor:

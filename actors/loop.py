@@ -16,8 +16,8 @@ from actors.requests import Engine, Finished
 from actors.sampling import Leases
 from actors.weights.fetched import FetchedVersion
 from actors.weights.receiver import WeightReceiver
-from protocol.clock import Ticker, now
-from protocol.messages import Goodbye, Heartbeat, Lease, LeaseRequest
+from protocol.clock import Deadline, Ticker, now
+from protocol.messages import Goodbye, Heartbeat, Lease, LeaseRequest, RolloutDone
 
 log = logging.getLogger("actor")
 
@@ -28,13 +28,18 @@ RATE_SECONDS = 1.0  # interval over which tokens per second are counted
 class Actor:
     """Samples what the broker leases, with the newest weights that have arrived."""
 
-    def __init__(self, link: Link, engine: Engine, weights: WeightReceiver, *, room: int) -> None:
+    def __init__(self, link: Link, engine: Engine, weights: WeightReceiver, *, room: int, drain_seconds: float) -> None:
         self.link = link
         self.engine = engine
         self.weights = weights
         self.room = room
         self.leases = Leases(engine)
+        link.standing = lambda: [LeaseRequest(capacity=self._capacity)]
+        link.holds = self._holds
         self.stopped_because = ""
+        self.draining_because = ""
+        self._told_to_drain = False
+        self._drained_by = Deadline(drain_seconds)
         self._tokens_per_second = 0.0
         self._counted = (now(), engine.generated_tokens)
         self._rate = Ticker(RATE_SECONDS)
@@ -44,7 +49,7 @@ class Actor:
 
         Raises `ProtocolError` for a broker or a weight server that fails, `EngineFailure` for an engine that does.
         """
-        while not self.stopped_because and self.link.over is None:
+        while not self._done and self.link.line.over is None:
             self._drain()
             self._swap_weights()
             self._begin_leases()
@@ -53,11 +58,30 @@ class Actor:
             self._measure()
             if not self._busy:
                 self._wait()
-        return self.link.over
+        return self.link.line.over
 
     def stop(self, reason: str) -> None:
         """End after this turn; safe to call from a signal handler."""
         self.stopped_because = reason
+
+    def drain(self, reason: str) -> None:
+        """Take nothing new, finish what has begun, end; asked twice, or too late, `stop`. For a signal handler too."""
+        if self.draining_because:
+            self.stop(reason)
+            return
+        self._drained_by.renew()
+        self.draining_because = reason
+
+    @property
+    def _done(self) -> bool:
+        """Whether it was stopped, or has drained: nothing is sampled and everything has arrived."""
+        if self.draining_because and not self.stopped_because:
+            if not self._told_to_drain:
+                self._told_to_drain = True
+                self.link.line.say(LeaseRequest(capacity=0))
+            if self._drained_by.passed or not (self._busy or self.link.line.unacknowledged):
+                self.stop(self.draining_because)
+        return bool(self.stopped_because)
 
     # ------------------------------------------------------------ in
 
@@ -84,7 +108,17 @@ class Actor:
         metrics.policy_version.set(manifest.version)
         log.info("version %d loaded in %.0f ms", manifest.version, 1e3 * pause)
         if first:
-            self.link.send(LeaseRequest(capacity=self.room))
+            self.link.line.say(LeaseRequest(capacity=self._capacity))
+
+    def _holds(self) -> tuple[int, ...]:
+        """The leases that it works on, and those whose rollouts may not have arrived."""
+        sent = {each.lease_id for each in self.link.line.unacknowledged if isinstance(each, RolloutDone)}
+        return tuple(sorted(sent.union(self.leases.held)))
+
+    @property
+    def _capacity(self) -> int:
+        """Rollouts that it will take: none before it holds weights, none any more when it drains."""
+        return 0 if self.engine.version is None or self.draining_because else self.room
 
     # ------------------------------------------------------------ sampling
 
@@ -92,7 +126,7 @@ class Actor:
         for failed in self.leases.begin():
             metrics.leases_failed.labels(failed.reason).inc()
             log.warning("lease %d cannot be fulfilled: %s: %s", failed.lease_id, failed.reason, failed.detail)
-            self.link.send(failed)
+            self.link.line.say_surely(failed)
 
     @property
     def _busy(self) -> bool:
@@ -107,7 +141,7 @@ class Actor:
     def _send(self, finished: list[Finished]) -> None:
         for completion in finished:
             message = self.leases.done(completion)
-            self.link.send(message)
+            self.link.line.say_surely(message)
             metrics.rollouts.labels(completion.finish_reason).inc()
             if message.rollout.mixed_version:
                 metrics.mixed_version_rollouts.inc()
@@ -121,10 +155,10 @@ class Actor:
 
     def _wait(self) -> None:
         poller = zmq.Poller()
-        for source in (self.link.dealer.socket, self.weights.socket):
+        for source in (self.link.line.dealer.socket, self.weights.socket):
             if source is not None:
                 poller.register(source, zmq.POLLIN)
-        poller.poll(round(1e3 * min(WAIT_SECONDS, self.link.heartbeat.interval)))
+        poller.poll(round(1e3 * min(WAIT_SECONDS, self.link.line.heartbeat_seconds)))
 
     def _measure(self) -> None:
         if not self._rate.due():
@@ -152,6 +186,8 @@ class Actor:
     def _waiting_for(self) -> str:
         if self._busy:
             return ""
+        if away := self.link.line.away:
+            return away
         if self.engine.version is None:
             return self.weights.progress or "the learner to publish its first weights"
         if (early := self.leases.early) is not None:

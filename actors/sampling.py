@@ -36,6 +36,11 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The leases whose rollouts were not all sent."""
+        return tuple(self._held)
+
     def take(self, lease: Lease) -> None:
         """A lease has come; its allowance of time begins."""
         self._held[lease.lease_id] = HeldLease(lease, Deadline(lease.deadline_seconds), None, set(lease.sample_indexes))

@@ -8,6 +8,7 @@ by the next call.
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -57,6 +58,7 @@ class Checkpoints:
         self._group: dist.ProcessGroup = group
         self._writer = ThreadPoolExecutor(1, "checkpoint", initializer=self._bind)
         self._under_way: tuple[Path, Future[None]] | None = None
+        self.written: Callable[[int], None] = lambda policy_version: None  # told, in the thread, of each that is whole
         self.newest = 0  # the policy version that was saved or restored last; version 0 is the model itself
 
     def save(self, policy: Policy, optimizer: Optimizer, progress: Progress) -> None:
@@ -117,6 +119,7 @@ class Checkpoints:
             export.describe_model(partial / checkpoint_files.HF, config, self.source)
             checkpoint_files.seal(partial, path, progress)
             checkpoint_files.prune(self.directory, self.keep)
+            self.written(progress.policy_version)
         seconds = time.perf_counter() - began
         metrics.CHECKPOINT_SECONDS.labels("write").observe(seconds)
         log.info("%s written in %.2f s", path, seconds)

@@ -18,7 +18,7 @@ FOLDER = "checkpoints"  # in the run's directory
 PROGRESS = "progress.json"
 HF = "hf"  # HF config and tokenizer, in a checkpoint
 PARTIAL = ".partial"
-FORMAT = 1  # of progress.json
+FORMAT = 2  # of progress.json
 NAME = re.compile(r"step_\d{8,}")
 
 

@@ -1,27 +1,26 @@
 """The learner's line to the others: a thread that owns its sockets, so that training never delays a heartbeat.
 
-It consumes what the training thread hands over (snapshots to publish, steps done) and what the broker and the actors
-send; it waits for nothing but its sockets. The training thread waits in one place, `next_batch`, whose end is a batch,
+It consumes what the training thread hands over (steps done, batches wanted, versions that are out) and what the broker
+sends; it waits for nothing but its sockets. The training thread waits in one place, `next_batch`, whose end is a batch,
 the end of the run, an error of this thread, or a deadline.
 """
 
 import logging
+import os
 import queue
-import socket
 import threading
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from types import TracebackType
 from typing import Self, TypeAlias
-from urllib.parse import urlsplit
 
 import zmq
 
-from learner.weights import Snapshot, WeightStore, seal
-from protocol.clock import Deadline, Ticker
-from protocol.errors import PeerSilent, ProtocolError, Refused
+from protocol.errors import PeerSilent, ProtocolError
+from protocol.line import Line
 from protocol.messages import (
     BatchRequest,
+    Checkpointed,
     Consumed,
     Goodbye,
     GroupBatch,
@@ -29,19 +28,20 @@ from protocol.messages import (
     Heartbeat,
     Hello,
     Message,
-    Refusal,
     Resume,
     RunSpec,
-    ShardRequest,
-    Welcome,
+    StreamStats,
+    Sure,
+    WeightManifest,
 )
-from protocol.sockets import Dealer, Rejected, Router
+from protocol.sockets import Rejected
 
 log = logging.getLogger("learner")
 
 WELCOME_SECONDS = 60.0  # a broker that has not answered by then is not there
+STUCK_SECONDS = 600.0  # a training thread that has not heard by then why the run cannot go on hears nothing any more
 
-FromTrainer: TypeAlias = Snapshot | Resume | BatchRequest | Consumed | Goodbye
+FromTrainer: TypeAlias = WeightManifest | Resume | BatchRequest | Consumed | Checkpointed | Goodbye
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +52,22 @@ class _Failure:
 
 
 class Link:
-    """Connection to one broker, and server of weights. Used as a context manager by the training thread."""
+    """Connection to one broker. Used as a context manager by the training thread."""
 
-    def __init__(self, broker: str, hello: Hello, *, versions_kept: int) -> None:
-        self._hello = hello
-        self._broker_address = broker
-        self._broker = Dealer(broker)
-        self._weights = Router(f"tcp://{own_address(broker)}:*")
-        self._store = WeightStore(versions_kept)
+    def __init__(self, broker: str, hello: Hello) -> None:
         self._to_thread: queue.SimpleQueue[FromTrainer] = queue.SimpleQueue()
         self._to_trainer: queue.SimpleQueue[GroupBatch | Goodbye | _Failure] = queue.SimpleQueue()
+        self._manifest: WeightManifest | None = None  # of the newest version
+        self._wanted: BatchRequest | None = None  # that was not answered
         self._policy_version = 0
         self._waiting_for = ""
         self._gauges: dict[str, float] = {}
         self._over = False
-        self.welcome = self._join()
+        self._heard = threading.Event()  # the training thread knows that the line is down
+        self._line = Line(broker, hello, welcome_seconds=WELCOME_SECONDS, standing=self._standing)
+        self.welcome = self._line.welcome
         self._alarm, self._bell = _wake_pair()
-        self._silence = Deadline(self.welcome.silence_seconds)
-        self._heartbeat = Ticker(self.welcome.heartbeat_seconds)
+        self._ringing = threading.Lock()  # versions are announced by another thread than the training one
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
     @property
@@ -87,22 +85,31 @@ class Link:
         if kind is not None:
             why = "the learner was stopped" if kind is KeyboardInterrupt else f"the learner failed: {error}"
             self.goodbye(why[:4096], finished=False)
+        self._heard.set()
         self._thread.join()
-        for endpoint in (self._broker, self._weights):
-            endpoint.close()
-        for wake in (self._alarm, self._bell):
-            wake.close(0)
+        self._line.close()
+        with self._ringing:
+            for wake in (self._alarm, self._bell):
+                wake.close(0)
 
     # ------------------------------------------------------------ called by the training thread
 
-    def resume(self, policy_version: int, consumed: tuple[GroupRange, ...]) -> None:
-        """Tell the broker, before anything is published, where the run goes on and which groups it has trained."""
+    def resume(
+        self, policy_version: int, consumed: tuple[GroupRange, ...], *, checkpoints: bool, counted: StreamStats
+    ) -> None:
+        """Tell the broker, before anything is published, where the learner begins and which groups it has trained."""
         self._policy_version = policy_version
-        self._hand_over(Resume(policy_version=policy_version, consumed=consumed))
+        self._hand_over(
+            Resume(policy_version=policy_version, consumed=consumed, checkpoints=checkpoints, counted=counted)
+        )
 
-    def publish(self, taken: Snapshot) -> None:
-        """Offer these weights to the actors; returns at once."""
-        self._hand_over(taken)
+    def checkpointed(self, policy_version: int) -> None:
+        """Tell the broker that a whole checkpoint of this version is on the disk. From any thread: it rings no bell."""
+        self._to_thread.put(Checkpointed(policy_version=policy_version))
+
+    def announce(self, manifest: WeightManifest) -> None:
+        """Tell the actors that a version is out; from any thread."""
+        self._hand_over(manifest)
 
     def consumed(self, policy_version: int, group_ids: tuple[int, ...]) -> None:
         """Tell the broker that these groups are trained and the learner stands at `policy_version`."""
@@ -126,8 +133,13 @@ class Link:
         finally:
             self._waiting_for = ""
         if isinstance(answer, _Failure):
+            self._heard.set()
             raise answer.error
         return answer
+
+    def interrupt(self, reason: str) -> None:
+        """End the wait for batches, after those that are here: the run stops early. Safe in a signal handler."""
+        self._to_trainer.put(Goodbye(reason=reason, finished=False))
 
     def show(self, **gauges: float) -> None:
         """Values that the next heartbeat carries to the live view."""
@@ -139,23 +151,11 @@ class Link:
 
     def _hand_over(self, item: FromTrainer) -> None:
         self._to_thread.put(item)
-        self._alarm.send(b"")
+        with self._ringing:
+            if not self._alarm.closed:
+                self._alarm.send(b"")
 
     # ------------------------------------------------------------ the thread
-
-    def _join(self) -> Welcome:
-        """Say Hello and wait for the broker's answer."""
-        self._broker.send(self._hello)
-        answer = self._broker.receive(WELCOME_SECONDS)
-        if isinstance(answer, Welcome):
-            return answer
-        self._broker.close()
-        self._weights.close()
-        if isinstance(answer, Refusal):
-            raise Refused(f"the broker refused the learner: {answer.field}: {answer.problem}")
-        if answer is None:
-            raise PeerSilent(f"no broker answered at {self._broker_address} within {WELCOME_SECONDS:.0f} s")
-        raise ProtocolError(f"the broker answered Hello with {answer}")
 
     def _run(self) -> None:
         try:
@@ -163,85 +163,57 @@ class Link:
         except ProtocolError as error:
             self._over = True
             self._to_trainer.put(_Failure(error))
+            if not self._heard.wait(STUCK_SECONDS):
+                log.critical("the training thread has been stuck for %.0f s: %s", STUCK_SECONDS, error)
+                os._exit(1)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
-        for source in (self._broker.socket, self._weights.socket, self._bell):
+        for source in (self._line.dealer.socket, self._bell):
             poller.register(source, zmq.POLLIN)
         while not self._over:
             poller.poll(round(self.welcome.heartbeat_seconds * 500))
             self._drain_trainer()
             self._drain_broker()
-            self._serve_shards()
-            if self._heartbeat.due():
-                self._broker.send(
-                    Heartbeat(
-                        waiting_for=self._waiting_for, policy_version=self._policy_version, gauges=dict(self._gauges)
-                    )
-                )
-            if self._silence.passed:
-                raise PeerSilent(f"the broker at {self._broker_address} was silent for {self._silence.seconds:.0f} s")
+            self._line.tick(self._status)
+
+    def _status(self) -> Heartbeat:
+        return Heartbeat(waiting_for=self._waiting_for, policy_version=self._policy_version, gauges=dict(self._gauges))
+
+    def _standing(self) -> list[Message]:
+        """What a broker that came back must hear again, acknowledged or not."""
+        return [each for each in (self._manifest, self._wanted) if each is not None]
 
     def _drain_trainer(self) -> None:
         while self._bell.poll(0):
             self._bell.recv()
         while not self._to_thread.empty():
             item = self._to_thread.get()
-            if isinstance(item, Snapshot):
-                published = seal(item, self._weights.address)
-                self._store.add(published)
-                self._broker.send(published.manifest)
+            if isinstance(item, Sure):
+                self._manifest = item if isinstance(item, WeightManifest) else self._manifest
+                self._line.say_surely(item)
             else:
-                self._broker.send(item)
+                self._wanted = item if isinstance(item, BatchRequest) else None
+                self._line.say(item)
                 self._over = self._over or isinstance(item, Goodbye)
 
     def _drain_broker(self) -> None:
-        while (message := self._broker.receive()) is not None:
-            self._silence.renew()
+        while (message := self._line.receive()) is not None:
             self._on(message)
+        if self._line.over is not None:
+            self._over = True
+            self._to_trainer.put(self._line.over)
 
     @singledispatchmethod
     def _on(self, message: Message | Rejected) -> None:
         log.warning("ignored: %s", message)
 
     @_on.register
-    def _(self, message: Heartbeat) -> None:
-        """The broker lives."""
-
-    @_on.register
     def _(self, message: GroupBatch) -> None:
+        if self._wanted is None or message.policy_version != self._wanted.policy_version:
+            return  # the same batch came twice: before and after the broker was away
+        self._wanted = None
         self._to_trainer.put(message)
-
-    @_on.register
-    def _(self, message: Goodbye) -> None:
-        self._over = True
-        if not message.finished:
-            raise ProtocolError(f"the broker ended the run: {message.reason}")
-        self._to_trainer.put(message)
-
-    @_on.register
-    def _(self, message: Refusal) -> None:
-        if message.fatal:
-            raise Refused(f"the broker refused the learner: {message.field}: {message.problem}")
-        log.warning("the broker refused a message: %s: %s", message.field, message.problem)
-
-    def _serve_shards(self) -> None:
-        while (received := self._weights.receive()) is not None:
-            actor, message = received
-            if isinstance(message, ShardRequest):
-                self._weights.send(actor, self._store.shard(message.version, message.shard))
-            else:
-                log.warning("the weight server ignored: %s", message)
-
-
-def own_address(broker: str) -> str:
-    """The address of this host on the way to `broker`: where the actors of the same run can reach it."""
-    target = urlsplit(broker)
-    if not target.hostname or not target.port:
-        raise ValueError(f"broker={broker}: give the address as tcp://host:port")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
-        probe.connect((target.hostname, target.port))
-        return str(probe.getsockname()[0])
 
 
 def _wake_pair() -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:

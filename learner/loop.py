@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NoReturn
 
 from learner import batch, exchange, metrics, reference
 from learner.batch import MicroBatch, TrainingSequence
@@ -28,9 +26,10 @@ from learner.link import Link
 from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
 from learner.progress import Progress, Totals
+from learner.publish.publisher import Publisher
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step
-from learner.weights import snapshot
+from protocol.errors import ProtocolError
 from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec
 
 log = logging.getLogger("learner")
@@ -48,6 +47,7 @@ class Learner:
     reference: Policy | None  # of the KL term
     link: Link | None
     record: Record | None
+    publisher: Publisher
     checkpoints: Checkpoints
     restored: Progress
     policy_version: int = field(init=False)
@@ -64,13 +64,21 @@ class Learner:
         self.began = time.monotonic() - self.restored.seconds
 
     def train(self) -> str:
-        """Train until a limit is reached or the tasks end; returns why it stopped. Raises `ProtocolError`."""
-        if self.link and self.policy_version:
-            self.link.resume(self.policy_version, self.consumed)
+        """Train until a limit is reached or the tasks end; returns why it stopped.
+
+        Raises `ProtocolError` when the run ended before that, a signal or the broker's end among the causes; what is
+        trained is in a checkpoint then, if checkpoints are written at all.
+        """
+        if self.link:
+            self.checkpoints.written = self.link.checkpointed
+            every = self.config.checkpoint.every
+            self.link.resume(self.policy_version, self.consumed, checkpoints=every > 0, counted=self.totals.counted())
         self.publish()
         while not (reason := stop_reason(self.config.learner, self.policy_version, self.rewards)):
             self.clock = {}
             received = self.receive()
+            if isinstance(received, Goodbye) and not received.finished:
+                self.leave_early(received.reason)
             if isinstance(received, Goodbye):
                 reason = received.reason
                 break
@@ -86,14 +94,29 @@ class Learner:
             self.record.summary(reason, time.monotonic() - self.began)
         return reason
 
+    def leave_early(self, reason: str) -> NoReturn:
+        """Keep what is trained and raise `ProtocolError`. Collective."""
+        if self.config.checkpoint.every and self.policy_version:
+            self.checkpoint(1)
+            self.checkpoints.finish()
+            reason = f"{reason}; {self.checkpoints.newest} steps are in a checkpoint"
+        raise ProtocolError(reason)
+
     def receive(self) -> GroupBatch | Goodbye:
-        """The batch that this version consumes, on every rank, or the end of the run."""
+        """The batch that this version consumes, on every rank, or the end of the run, good or bad."""
         with self.timed("receive"):
-            wait = self.config.learner.batch_wait_seconds
-            heard = self.link.next_batch(self.policy_version, wait) if self.link else None
-            shared = exchange.broadcast(heard, self.ranks.device)
+            shared = exchange.broadcast(self.hear(), self.ranks.device)
         assert isinstance(shared, GroupBatch | Goodbye)
         return shared
+
+    def hear(self) -> GroupBatch | Goodbye | None:
+        """On rank 0 what the broker says; a line that is down is an early end of the run, for all ranks."""
+        if self.link is None:
+            return None
+        try:
+            return self.link.next_batch(self.policy_version, self.config.learner.batch_wait_seconds)
+        except ProtocolError as error:
+            return Goodbye(reason=str(error)[:4096], finished=False)
 
     def credit(self, received: GroupBatch) -> Credited:
         """The sequences that are trained, each with its advantage."""
@@ -138,13 +161,7 @@ class Learner:
     def publish(self) -> None:
         """Offer the weights of this version; the copy is the only part for which the next step waits."""
         with self.timed("publish"):
-            name = self.config.learner.publish_dtype
-            dtype = getattr(torch, name) if name else None
-            state = full_state(self.policy)
-            if self.link:
-                self.link.publish(snapshot(self.policy_version, state, dtype))
-            else:
-                deque(state, maxlen=0)  # takes part in the gathering
+            self.publisher.publish(self.policy_version)
 
     def tell(self, received: GroupBatch, credited: Credited, result: StepResult) -> None:
         """Report the step to the broker, the run's files and Prometheus."""
@@ -184,19 +201,19 @@ class Learner:
     ) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
         stats, before = received.stats, self.totals
-        past = self.restored.totals  # the broker counts anew after a restart
         seconds = max(sum(self.clock.values()), 1e-9)
         rollouts = [item.rollout for group in received.groups for item in group.scored]
         totals = Totals(
             trained_tokens=before.trained_tokens + credited.tokens,
             groups_trained=before.groups_trained + len(received.groups) - sum(credited.groups_filtered.values()),
             groups_filtered=dict(Counter(before.groups_filtered) + Counter(credited.groups_filtered)),
-            groups_dropped=dict(Counter(past.groups_dropped) + Counter(stats.groups_dropped)),
+            groups_dropped=dict(stats.groups_dropped),
             consumed_tokens=before.consumed_tokens + sum(len(rollout.token_ids) for rollout in rollouts),
             consumed_rollouts=before.consumed_rollouts + len(rollouts),
-            generated_tokens=past.generated_tokens + stats.generated_tokens,
-            generated_rollouts=past.generated_rollouts + stats.rollouts,
-            verdicts=past.verdicts + stats.verdicts,
+            generated_tokens=stats.generated_tokens,
+            generated_rollouts=stats.rollouts,
+            verdicts=stats.verdicts,
+            void_verdicts=stats.void_verdicts,
         )
         self.totals = totals
         consumed_mean = totals.consumed_tokens / max(totals.consumed_rollouts, 1)
@@ -219,6 +236,7 @@ class Learner:
             "rollouts_filtered": credited.rollouts_filtered,
             "actors": stats.actors,
             "verifiers": stats.verifiers,
+            "weights": self.publisher.row(),
             "seconds": {**self.clock, "total": seconds},
         }
 

@@ -82,8 +82,15 @@ def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # the last two from old architectures
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {problem}") from None
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from protocol.errors import MalformedMessage
-from protocol.messages import GroupRange
+from protocol.messages import GroupRange, StreamStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +18,22 @@ class Totals:
     groups_dropped: Mapping[str, int] = field(default_factory=dict)  # by the broker, by reason
     consumed_tokens: int = 0  # of all rollouts of all batches, filtered ones too
     consumed_rollouts: int = 0
-    generated_tokens: int = 0  # as the broker counts them, like the next two
+    generated_tokens: int = 0  # as the broker counts them, like the next three
     generated_rollouts: int = 0
     verdicts: int = 0
+    void_verdicts: int = 0
+
+    def counted(self) -> StreamStats:
+        """The broker's part of it, for a broker that knows nothing of the run."""
+        return StreamStats(
+            generated_tokens=self.generated_tokens,
+            rollouts=self.generated_rollouts,
+            verdicts=self.verdicts,
+            void_verdicts=self.void_verdicts,
+            groups_dropped=dict(self.groups_dropped),
+            actors=0,
+            verifiers=0,
+        )
 
 
 COUNTED = {name: dict if isinstance(value, dict) else int for name, value in asdict(Totals()).items()}

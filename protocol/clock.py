@@ -9,6 +9,11 @@ def now() -> float:
     return time.monotonic()
 
 
+def pause(seconds: float) -> None:
+    """Do nothing for a while."""
+    time.sleep(seconds)
+
+
 @dataclass(slots=True)
 class Deadline:
     """A moment after which a wait must end. `seconds` is the whole allowance, for the error text."""

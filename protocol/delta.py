@@ -102,7 +102,8 @@ def _zigzag(steps: Words) -> Words:
 
 
 def _unzigzag(codes: Words) -> Words:
-    return (codes >> 1) ^ (np.uint16(0) - (codes & 1))
+    sign = -(codes & 1).view(np.int16)  # all ones, or none
+    return ((codes >> 1).view(np.int16) ^ sign).view(np.uint16)
 
 
 def _narrow(numbers: np.ndarray[Any, Any]) -> tuple[Bytes, np.ndarray[Any, Any]]:

@@ -78,9 +78,14 @@ class Line:
             self.dealer.send(numbered)
 
     @property
-    def unacknowledged(self) -> int:
-        """Messages that must arrive and may not have."""
-        return len(self._outbox)
+    def unacknowledged(self) -> tuple[Sure, ...]:
+        """Messages that must arrive and may not have, oldest first."""
+        return tuple(self._outbox)
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """Between two heartbeats."""
+        return self._heartbeat.interval
 
     def leave(self, reason: str, *, finished: bool = False) -> None:
         """Say goodbye."""

@@ -37,7 +37,7 @@ SEAL_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE of linux/fcntl.h, which Python d
 class Segment:
     """Memory that this process fills and others may read. `data` is [N] uint8, zero at first.
 
-    Raises `MemoryError`, with the cure, when there is not so much.
+    Raises `OSError`, with the cure, when there is not so much.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -47,7 +47,7 @@ class Segment:
             os.posix_fallocate(self.fd, 0, nbytes)  # now, and not by a SIGBUS when a page is first touched
             mapped = mmap.mmap(self.fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         except OSError as error:
-            raise MemoryError(
+            raise OSError(
                 f"no {nbytes / 1e9:.2f} GB of memory for another weight version ({error.strerror}): lower "
                 "learner.versions_kept, publish in bfloat16, or raise the memory limit of the learner's process"
             ) from None

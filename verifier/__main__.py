@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import secrets
 import signal
 import socket
 import sys
@@ -15,7 +16,6 @@ from prometheus_client import start_http_server
 
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
-from protocol.sockets import Dealer
 from verifier.config import VerifierRoot, check
 from verifier.pool import Pool, PoolBroken
 from verifier.service import Service
@@ -35,14 +35,13 @@ def main(tree: DictConfig) -> None:
     try:
         check(config)
         port = start_http_server(config.metrics_port, addr="127.0.0.1")[0].server_port
-        dealer = Dealer(config.broker)
     except (ValueError, OSError) as error:
         sys.exit(f"verifier: {error}")
     verifier = config.verifier
     pool = Pool(Zygote(verifier.memory_bytes), workers=verifier.workers, checks_per_worker=verifier.checks_per_worker)
     try:
         service = Service(
-            dealer,
+            config.broker,
             pool,
             _hello(config, port),
             capacity=verifier.workers * verifier.backlog,
@@ -51,11 +50,10 @@ def main(tree: DictConfig) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: service.stop(f"got {signal.Signals(received).name}"))
         service.run()
-    except (ProtocolError, PoolBroken) as error:
+    except (ValueError, ProtocolError, PoolBroken) as error:
         sys.exit(f"verifier: {error}")
     finally:
         pool.close()
-        dealer.close()
 
 
 def _leave_at_once(received: int, frame: FrameType | None) -> None:
@@ -72,6 +70,7 @@ def _hello(config: VerifierRoot, port: int) -> Hello:
         pid=os.getpid(),
         metrics_port=port,
         versions={"python": platform.python_version()},
+        session=secrets.token_hex(8),
     )
 
 

@@ -5,25 +5,13 @@ broker's silence has one; so nothing here waits for ever.
 """
 
 import logging
-from functools import singledispatchmethod
 
 import zmq
 
-from protocol.clock import Deadline, Ticker, now
-from protocol.errors import PeerSilent, ProtocolError, Refused
-from protocol.messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Message,
-    Refusal,
-    Verdict,
-    VerifyDone,
-    VerifyJob,
-    VerifyRequest,
-    Welcome,
-)
-from protocol.sockets import Dealer, Rejected
+from protocol.clock import now
+from protocol.errors import ProtocolError
+from protocol.line import Line
+from protocol.messages import Heartbeat, Hello, Verdict, VerifyDone, VerifyJob, VerifyRequest
 from verifier import metrics
 from verifier.pool import Pool, PoolBroken
 
@@ -36,33 +24,20 @@ MESSAGES_A_TURN = 1000  # taken at most before the workers are looked at
 class Service:
     """One process's pool, joined to a broker."""
 
-    def __init__(self, dealer: Dealer, pool: Pool, hello: Hello, *, capacity: int, welcome_seconds: float) -> None:
+    def __init__(self, broker: str, pool: Pool, hello: Hello, *, capacity: int, welcome_seconds: float) -> None:
         self.capacity = capacity
-        self.dealer = dealer
         self.pool = pool
         self.over = ""  # why the loop ends
         self.verdicts = 0
-        welcome = self._join(hello, welcome_seconds)
-        self.silence = Deadline(welcome.silence_seconds)
-        self.heartbeat = Ticker(welcome.heartbeat_seconds / 2)  # twice as often as asked
+        self.line = Line(
+            broker, hello, welcome_seconds=welcome_seconds, standing=lambda: [VerifyRequest(capacity=self.capacity)]
+        )
         self._counted = (now(), 0)
-        log.info("joined run %s", welcome.run.name)
-
-    def _join(self, hello: Hello, seconds: float) -> Welcome:
-        self.dealer.send(hello)
-        answer = self.dealer.receive(seconds)
-        address = self.dealer.peer.decode()
-        if isinstance(answer, Welcome):
-            return answer
-        if isinstance(answer, Refusal):
-            raise Refused(f"the broker at {address} refused this verifier: {answer.field}: {answer.problem}")
-        if answer is None:
-            raise PeerSilent(f"no broker answered at {address} within {seconds:g} s: check the address")
-        raise ProtocolError(f"{address} answered Hello with {answer}: is it a broker?")
+        log.info("joined run %s", self.line.welcome.run.name)
 
     def run(self) -> None:
         """Serve until the run is over or `stop`, and say goodbye. Raises `ProtocolError` or `PoolBroken`."""
-        self.dealer.send(VerifyRequest(capacity=self.capacity))
+        self.line.say(VerifyRequest(capacity=self.capacity))
         try:
             self._serve()
         except (ProtocolError, PoolBroken) as error:
@@ -70,7 +45,8 @@ class Service:
             raise
         finally:
             log.info("leaving: %s", self.over)
-            self.dealer.send(Goodbye(reason=self.over[:4096], finished=False))
+            self.line.leave(self.over)
+            self.line.close()
 
     def _serve(self) -> None:
         while not self.over:
@@ -78,10 +54,7 @@ class Service:
             self._drain()
             for job, verdict in self.pool.turn():
                 self._send(job, verdict)
-            if self.heartbeat.due():
-                self.dealer.send(self._status())
-            if self.silence.passed and not self.over:
-                raise PeerSilent(f"the broker was silent for {self.silence.seconds:g} s")
+            self.line.tick(self._status)
 
     def stop(self, reason: str) -> None:
         """End after this turn; safe to call from a signal handler."""
@@ -91,48 +64,30 @@ class Service:
 
     def _drain(self) -> None:
         for _ in range(MESSAGES_A_TURN):
-            if (message := self.dealer.receive()) is None:
-                return
-            self.silence.renew()
-            self._on(message)
-
-    @singledispatchmethod
-    def _on(self, message: Message | Rejected) -> None:
-        metrics.messages_rejected.inc()
-        log.warning("ignored: %s", message if isinstance(message, Rejected) else f"a {message.kind} from the broker")
-
-    @_on.register
-    def _(self, message: Heartbeat) -> None:
-        """The broker lives."""
-
-    @_on.register
-    def _(self, message: VerifyJob) -> None:
-        self.pool.add(message)
-
-    @_on.register
-    def _(self, message: Goodbye) -> None:
-        if not message.finished:
-            raise ProtocolError(f"the broker ended the run: {message.reason}")
-        self.over = message.reason
-
-    @_on.register
-    def _(self, message: Refusal) -> None:
-        if message.fatal:
-            raise Refused(f"the broker refused this verifier: {message.field}: {message.problem}")
-        log.warning("the broker refused a message: %s: %s", message.field, message.problem)
+            if (message := self.line.receive()) is None:
+                break
+            if isinstance(message, VerifyJob):
+                self.pool.add(message)
+            else:
+                metrics.messages_rejected.inc()
+                log.warning("ignored: %s", message)
+        if self.line.over is not None:
+            self.stop(self.line.over.reason)
 
     # ------------------------------------------------------------ checks
 
     def _sleep(self) -> None:
         """Until the broker or a worker has something, or a deadline may have passed."""
         poller = zmq.Poller()
-        poller.register(self.dealer.socket, zmq.POLLIN)
+        poller.register(self.line.dealer.socket, zmq.POLLIN)
         for descriptor, unsent in self.pool.watched():
             poller.register(descriptor, zmq.POLLIN | (zmq.POLLOUT if unsent else 0))
         poller.poll(round(1e3 * TURN_SECONDS))
 
     def _send(self, job: VerifyJob, verdict: Verdict) -> None:
-        self.dealer.send(VerifyDone(job_id=job.job_id, verdict=verdict))
+        self.line.say_surely(
+            VerifyDone(job_id=job.job_id, group_id=job.group_id, sample_index=job.sample_index, verdict=verdict)
+        )
         self.verdicts += 1
         metrics.verdicts.labels(outcome="void" if verdict.void else "reward").inc()
         if verdict.void:
@@ -145,7 +100,7 @@ class Service:
         metrics.jobs_queued.set(queued)
         metrics.jobs_running.set(running)
         return Heartbeat(
-            waiting_for="" if queued or running else "rollouts to check",
+            waiting_for="" if queued or running else self.line.away or "rollouts to check",
             gauges={
                 "verdicts": float(verdicts),
                 "verdicts_per_second": round((verdicts - before) / max(moment - then, 1e-9), 1),

@@ -56,6 +56,9 @@ class Way(Protocol):
     def begin(self, manifest: WeightManifest) -> None:
         """Fetch this version, and no other any more. Raises as `turn`."""
 
+    def stop(self) -> None:
+        """Fetch nothing until the next `begin`."""
+
     def turn(self) -> FetchedVersion | None:
         """Take what is here, see to deadlines; the version when it is whole. Call it now and then, begun or not.
 

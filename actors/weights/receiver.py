@@ -12,6 +12,7 @@ arrived of it is of use there. A version that was handed out is not touched unti
 import logging
 import math
 import queue
+import secrets
 import threading
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -55,7 +56,8 @@ class WeightReceiver:
         self.seconds = seconds
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[FetchedVersion | WeightsUnavailable] = queue.SimpleQueue()
-        self._newest: WeightManifest | None = None  # that the loop offered
+        self._newest: WeightManifest | None = None  # that was offered and taken
+        self._held: WeightManifest | None = None  # of the version that the loop took last
         self._lent: FetchedVersion | None = None  # what the loop may be reading
         self.socket, self._other_end = _pair()
         self._thread = _Fetching(seconds, self._orders, self._results, self._other_end)
@@ -69,13 +71,15 @@ class WeightReceiver:
     def offer(self, manifest: WeightManifest) -> None:
         """A version can be fetched. Raises `WeightsUnavailable` when the manifest contradicts itself.
 
-        A learner that came back, which is to be seen by its address, may stand at an older version than before.
+        A learner that came back makes some versions anew: it offers older ones from another address, which are taken
+        only while nothing newer is held.
         """
         check(manifest)
-        newest = self._newest
+        held, newest = self._held, self._newest
+        if held and (known(manifest, held) or manifest.version < held.version):
+            log.info("version %d offered, version %d is held: not taken", manifest.version, held.version)
+            return
         if newest and manifest.endpoint == newest.endpoint and manifest.version <= newest.version:
-            if manifest != newest:
-                log.warning("version %d offered after version %d: not taken", manifest.version, newest.version)
             return
         self._newest = manifest
         self._order(manifest)
@@ -83,7 +87,7 @@ class WeightReceiver:
     def receive(self) -> FetchedVersion | None:
         """The next version that is whole, or None. It may be read until this is called again.
 
-        Raises `WeightsUnavailable` when none is whole within `seconds`.
+        Raises `WeightsUnavailable` when there is no first one within `seconds`; later ones may fail to come.
         """
         if self._lent is not None:
             self._order(_GivenBack(self._lent))
@@ -97,7 +101,7 @@ class WeightReceiver:
         result = self._results.get()
         if isinstance(result, WeightsUnavailable):
             raise result
-        self._lent = result
+        self._lent, self._held = result, result.manifest
         return result
 
     def loaded(self, fetched: FetchedVersion, pause_seconds: float) -> None:
@@ -148,6 +152,7 @@ class _Fetching(threading.Thread):
         self._goal: WeightManifest | None = None  # under way
         self._next: WeightManifest | None = None  # the newest, not begun
         self._lent = False
+        self._served = False  # whether some version was whole
         self._wanted = False  # from an offer until a whole version is here
         self._trouble = ""  # why the last version was given up
         self._deadline = Deadline(seconds)  # of the whole version that is wanted
@@ -207,13 +212,24 @@ class _Fetching(threading.Thread):
         if self._way is not None:
             self._step(self._way)
         if self._wanted and not self._lent and self._deadline.passed:
-            trouble = f"; {self._trouble}" if self._trouble else ""
-            endpoint = self._way_of.endpoint if self._way_of else "nowhere"
-            raise WeightsUnavailable(
-                f"no whole weight version within {self._seconds:.0f} s ({self._describe()}, from {endpoint}{trouble}): "
-                "is the learner reachable there? actor.weights_seconds allows more time, learner.versions_kept keeps "
-                "versions longer"
-            )
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give up what does not come, and wait for the next offer. Raises `WeightsUnavailable` without any version."""
+        trouble = f"; {self._trouble}" if self._trouble else ""
+        endpoint = self._way_of.endpoint if self._way_of else "nowhere"
+        problem = (
+            f"no whole weight version within {self._seconds:.0f} s ({self._describe()}, from {endpoint}{trouble}): is "
+            "the learner reachable there? actor.weights_seconds allows more time, learner.versions_kept keeps versions "
+            "longer"
+        )
+        if not self._served:
+            raise WeightsUnavailable(problem)
+        log.error("%s; sampling goes on with the version that is held", problem)
+        metrics.weight_versions_given_up.inc()
+        self._goal, self._wanted = None, False
+        if self._way is not None:
+            self._way.stop()
 
     def _begin(self, goal: WeightManifest) -> None:
         way = self._way
@@ -249,7 +265,7 @@ class _Fetching(threading.Thread):
         if fetched is not None:
             metrics.weight_fetch_seconds.observe(fetched.seconds)
             self._goal, self._trouble = None, ""
-            self._wanted, self._lent = self._next is not None, True
+            self._wanted, self._lent, self._served = self._next is not None, True, True
             self._deadline.renew()
             self._hand_over(fetched)
 
@@ -278,6 +294,7 @@ class _Fetching(threading.Thread):
         self._desk.send(loaded)
 
     def _hand_over(self, result: FetchedVersion | WeightsUnavailable) -> None:
+        self.progress = self._describe()
         self._results.put(result)
         self._bell.send(b"")
 
@@ -285,6 +302,11 @@ class _Fetching(threading.Thread):
         if self._goal is not None and self._way is not None:
             return self._way.progress
         return "a weight version newer than the one that is gone" if self._wanted and not self._lent else ""
+
+
+def known(manifest: WeightManifest, held: WeightManifest) -> bool:
+    """Whether both are the same weights under the same number."""
+    return (manifest.version, manifest.fingerprint) == (held.version, held.fingerprint)
 
 
 def check(manifest: WeightManifest) -> None:
@@ -308,6 +330,6 @@ def _pair() -> "tuple[zmq.Socket[bytes], zmq.Socket[bytes]]":
     """Two ends in one process: what one sends wakes a poller of the other."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-    here.bind(address := f"inproc://weights-{id(here)}")
+    here.bind(address := f"inproc://weights-{secrets.token_hex(8)}")
     there.connect(address)
     return here, there

@@ -36,6 +36,10 @@ class SharedMemory:
         """Read this version at the next turn."""
         self._goal = manifest
 
+    def stop(self) -> None:
+        """Read nothing."""
+        self._goal = None
+
     def turn(self) -> FetchedVersion | None:
         """The version, verified where it lies."""
         goal, self._goal = self._goal, None

@@ -87,19 +87,27 @@ class Wire:
         self._heard()
         self._ask_for_source()
 
+    def stop(self) -> None:
+        """Fetch nothing until the next `begin`; what has arrived stays."""
+        self._begun = None
+        self._ahead.clear()
+        self._asked.clear()
+        self._relay.end()
+        self._leave_parent()
+
     def turn(self) -> FetchedVersion | None:
         """Take what has arrived; the version when it is whole. Raises `VersionLost`."""
         self._relay.turn()
         try:
             self._receive()
         except VersionLost:
-            self._end()
+            self.stop()
             raise
         if self._begun is None or self._holdings is None:
             return None
         if not self._ahead and not self._asked:
             way, seconds = "zmq" if self._parent is None else "relay", now() - self._begun
-            self._end()
+            self.stop()
             return FetchedVersion(self._holdings.goal, self._holdings.data, way, self._wire_bytes, seconds)
         if self._silence.passed:
             self._stir()
@@ -113,14 +121,6 @@ class Wire:
                 if (message := line.receive()) is None:
                     break
                 self._on(message, line)
-
-    def _end(self) -> None:
-        """Nothing is under way any more."""
-        self._begun = None
-        self._ahead.clear()
-        self._asked.clear()
-        self._relay.end()
-        self._leave_parent()
 
     def give_back(self, fetched: FetchedVersion) -> None:
         """Its bytes may change again: nothing to be done, the next `begin` comes after this."""

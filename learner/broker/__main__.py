@@ -12,8 +12,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from learner.broker.config import BrokerRoot, check
+from learner.broker.config import BrokerRoot, check, identity
 from learner.broker.http import StatusServer
+from learner.broker.journal import Journal, JournalFailed, journal_path
 from learner.broker.service import Broker
 from learner.broker.tasks import open_tasks
 from protocol.sockets import Router
@@ -32,14 +33,15 @@ def main(tree: DictConfig) -> None:
     try:
         check(config)
         tasks = open_tasks(config.task, config.run.seed)
+        journal = open_journal(config)
         router = Router(config.broker)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, JournalFailed) as error:
         sys.exit(f"broker: {error}")
     host = urlsplit(router.address).hostname or "127.0.0.1"
     http = StatusServer(host, config.metrics_port)
     address_file = Path(config.run.dir) / "broker.json"
     _write(address_file, {"broker": router.address, "http": http.address, "pid": os.getpid()})
-    broker = Broker(config, tasks, router, http)
+    broker = Broker(config, tasks, router, http, journal)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(
             number, lambda received, _: broker.end(f"broker got {signal.Signals(received).name}", finished=False)
@@ -47,11 +49,19 @@ def main(tree: DictConfig) -> None:
     log.info("listening on %s, status at %s/status", router.address, http.address)
     try:
         over = broker.run()
+    except JournalFailed as error:
+        sys.exit(f"broker: {error}")
     finally:
         address_file.unlink(missing_ok=True)
         http.close()
         router.close()
+        journal.close()
     sys.exit(0 if over.finished else f"broker: the run ended early: {over.reason}")
+
+
+def open_journal(config: BrokerRoot) -> Journal:
+    """The journal of this run. Raises `JournalFailed` when it is of another one."""
+    return Journal(journal_path(config.journal.path, config.run.dir), identity(config), sync=config.journal.sync)
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

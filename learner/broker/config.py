@@ -1,6 +1,6 @@
 """The broker's options: tasks, sampling, and the admission-controlled stream."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from omegaconf import MISSING
 
@@ -8,6 +8,7 @@ from learner.config import RunConfig
 from protocol.options import option
 
 ZERO_VARIANCE = ("keep", "resample")
+SYNC = ("normal", "full")
 STRAGGLER = ("wait", "drop", "train")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
 
@@ -75,6 +76,17 @@ class StreamConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class JournalConfig:
+    """The broker's memory, from which it goes on after it died."""
+
+    path: str = option("", "SQLite file on a local disk; empty: `journal.sqlite` in the run's directory")
+    sync: str = option(
+        "normal", "`normal`: kill -9 loses nothing; `full`: a power failure neither, for an fsync a turn of the broker"
+    )
+    full_seconds: float = option(240.0, "time for somebody to make room when its disk is full, before the run ends")
+
+
+@dataclass(kw_only=True, slots=True)
 class BrokerRoot:
     """All that `python -m learner.broker` reads."""
 
@@ -85,6 +97,22 @@ class BrokerRoot:
     task: TaskConfig = field(default_factory=TaskConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
+
+
+def identity(config: BrokerRoot) -> dict[str, object]:
+    """What a journal's leases and rollouts depend on: it must be the same when a run goes on."""
+    task, sampling, stream = asdict(config.task), asdict(config.sampling), config.stream
+    return {
+        "model": config.model,
+        "run.seed": config.run.seed,
+        **{f"task.{name}": value for name, value in task.items()},
+        **{f"sampling.{name}": value for name, value in sampling.items()},
+        **{
+            f"stream.{name}": getattr(stream, name)
+            for name in ("group_size", "groups_per_step", "max_staleness", "zero_variance")
+        },
+    }
 
 
 def check(config: BrokerRoot) -> None:
@@ -92,6 +120,10 @@ def check(config: BrokerRoot) -> None:
     _check_tasks(config.task)
     _check_stream(config.stream)
     _check_sampling(config.sampling)
+    if config.journal.sync not in SYNC:
+        raise ValueError(f"journal.sync={config.journal.sync}: must be one of {', '.join(SYNC)}")
+    if not config.journal.full_seconds >= 0:
+        raise ValueError(f"journal.full_seconds={config.journal.full_seconds}: must not be below 0")
 
 
 def _check_tasks(task: TaskConfig) -> None:

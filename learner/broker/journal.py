@@ -27,7 +27,6 @@ from protocol.messages import Rollout, Task, Verdict
 
 FORMAT = 1
 NAME = "journal.sqlite"
-SYNC = ("normal", "full")
 TABLES = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE groups (group_id INTEGER PRIMARY KEY, lease_version INTEGER NOT NULL, leases INTEGER NOT NULL,
@@ -46,6 +45,11 @@ TABLES = """
 """
 
 
+def journal_path(path: str, run_directory: str) -> Path:
+    """Where the journal of a run lies: at `path`, else in its directory."""
+    return Path(path) if path else Path(run_directory) / NAME
+
+
 class JournalFailed(Exception):
     """The journal cannot be used, or not written now; the text names the file and the cure."""
 
@@ -62,7 +66,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
         try:
-            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute(f"PRAGMA synchronous={sync}")
             self._open(run)
@@ -97,6 +101,12 @@ class Journal:
         """Whether it holds anything of a run."""
         return State(**self._kept("state")) != State()
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file, its write-ahead log included."""
+        log = self.path.with_name(self.path.name + "-wal")
+        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()
@@ -122,7 +132,7 @@ class Journal:
                 histories = [(task_id, *stream.retirement.history(task_id)) for task_id in changes.tasks]
                 self._many("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?)", histories)
                 self._keep("state", asdict(stream.state()))
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:  # no room, no disk
             raise JournalFailed(f"{self.path}: {error}") from None
         for sample in written:
             sample.written = True

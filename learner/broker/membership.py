@@ -15,6 +15,8 @@ class Peer:
     last_heard: float
     last_delivery: float  # when it last brought a rollout or a verdict, or got its first
     capacity: int = 0
+    received: int = 0  # the last `seq` that came from it
+    acknowledged: int = 0
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     @property
@@ -45,13 +47,17 @@ class Members:
         """The learner, if it is here."""
         return next(iter(self.of("learner")), None)
 
-    def objection(self, hello: Hello) -> str | None:
-        """Why this peer may not join, or None."""
+    def before(self, hello: Hello) -> Peer | None:
+        """The same process on the connection that it had before."""
+        return next((peer for peer in self._peers.values() if peer.hello.session == hello.session), None)
+
+    def holder(self, hello: Hello) -> Peer | None:
+        """The other process that has the name that this one asks for, or is the learner if this one wants to be."""
         for peer in self._peers.values():
-            if peer.name == hello.name:
-                return f"{hello.name!r} is taken by process {peer.hello.pid} on {peer.hello.host}; choose another name"
-        if hello.role == "learner" and self.learner:
-            return f"the run has a learner already, process {self.learner.hello.pid} on {self.learner.hello.host}"
+            if peer.hello.session == hello.session:
+                continue
+            if peer.name == hello.name or peer.hello.role == hello.role == "learner":
+                return peer
         return None
 
     def join(self, identity: bytes, hello: Hello, now: float) -> Peer:

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from learner.broker.journal import Journal
 from learner.broker.membership import Members
 from learner.broker.stream import Stream
 
@@ -13,8 +14,9 @@ from learner.broker.stream import Stream
 class BrokerCollector(Collector):
     """Reads stream and members at every scrape, so that nothing is counted in two places."""
 
-    def __init__(self, stream: Stream, members: Members) -> None:
+    def __init__(self, stream: Stream, members: Members, journal: Journal) -> None:
         self.stream = stream
+        self.journal = journal
         self.members = members
         self.rejected_messages = 0
 
@@ -42,6 +44,9 @@ class BrokerCollector(Collector):
         )
         yield _gauge("broker_tasks_retired", "Tasks that are not leased any more", len(stream.retirement.retired))
         yield _counter("broker_tasks_skipped", "Times that a retired task was passed over", counts["tasks_skipped"])
+        yield _counter("broker_journal_bytes", "Tasks, rollouts and verdicts written", self.journal.bytes_written)
+        yield _gauge("broker_journal_file_bytes", "Size of the journal's file", self.journal.file_bytes)
+        yield _counter("broker_groups_late", "Groups trained older than max_staleness", counts["late_groups"])
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
         dropped = CounterMetricFamily("broker_groups_dropped", "Groups dropped", labels=["reason"])
         for reason, count in sorted(stream.dropped.items()):

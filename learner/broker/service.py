@@ -1,24 +1,31 @@
-"""The broker's loop: one router, one stream, one thread.
+"""The broker's loop: one router, one stream, one journal, one thread.
 
 It consumes messages of every role and never waits for any of them: each turn drains the socket, ends what is overdue,
-hands out what may be handed out, and shows where things stand. What unblocks whom is `Stream.waiting_for`.
+hands out what may be handed out, writes the turn to the journal, and only then sends what the turn had to say. So no
+peer ever knows more than the journal, and a broker that dies and comes back goes on where its peers think that it is.
+What unblocks whom is `Stream.waiting_for`.
 """
 
+import heapq
 import json
 import logging
 from functools import singledispatchmethod
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
 from learner.broker.http import StatusServer
+from learner.broker.journal import Journal, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream, Tasks
-from protocol.clock import Ticker, now
+from protocol.clock import Deadline, Ticker, now, pause
 from protocol.messages import (
+    Ack,
     BatchRequest,
+    Checkpointed,
     Consumed,
     Goodbye,
     GroupBatch,
@@ -36,12 +43,16 @@ from protocol.messages import (
     VerifyRequest,
     WeightManifest,
     Welcome,
+    WhoAreYou,
 )
 from protocol.sockets import Rejected, Router
 
 log = logging.getLogger("broker")
 
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
+LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
+RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
+TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 
 SHOWN_COUNTS = (
@@ -63,16 +74,18 @@ ROLE_OF: dict[type, str] = {  # who may send what; the rest is open to all
     WeightManifest: "learner",
     BatchRequest: "learner",
     Consumed: "learner",
+    Checkpointed: "learner",
 }
 
 
 class Broker:
     """Connects `Stream` and `Members` to a socket. `run` returns when the run is over."""
 
-    def __init__(self, config: BrokerRoot, tasks: Tasks, router: Router, http: StatusServer) -> None:
+    def __init__(self, config: BrokerRoot, tasks: Tasks, router: Router, http: StatusServer, journal: Journal) -> None:
         self.config = config
         self.router = router
         self.http = http
+        self.journal = journal
         retirement = Retirement(config.task.retire_pass_rate, config.task.retire_after)
         self.stream = Stream(tasks, config.stream, config.run.seed, retirement)
         self.members = Members()
@@ -80,27 +93,93 @@ class Broker:
         self.manifest: WeightManifest | None = None
         self.batch_wanted: int | None = None  # the version for which the learner waits
         self.over: Goodbye | None = None
-        self.collector = BrokerCollector(self.stream, self.members)
+        self.collector = BrokerCollector(self.stream, self.members, journal)
         self._registry = registry(self.collector)
         self._show = Ticker(config.stream.heartbeat_seconds)
+        self._look = Ticker(LOOK_SECONDS)
+        self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
+        self._unwritten = ""  # why the journal cannot be written, in words
+        self._no_learner = ""  # why there is none, in words, and until when that may be
+        self._learner_back = Deadline(config.stream.return_seconds)
+        self._consumed_by = Deadline(config.stream.consume_seconds)
+        self._come_back()
+
+    def _come_back(self) -> None:
+        """Go on from the journal, if a broker of this run died before."""
+        self._absent = Deadline(self.config.stream.silence_seconds)  # for those that held leases to come back
+        if not self.journal.begun:
+            return
+        self.stream.restore(self._load(), now())
+        self._no_learner = "the learner to come back to this broker"
+        log.info(
+            "going on from %s: version %d, %d live groups, %d leases",
+            *(self.journal.path, self.stream.version, len(self.stream.groups), len(self.stream.leases)),
+        )
+
+    def _load(self) -> Saved:
+        return self.journal.load(self.config.stream.group_size, self.config.run.seed)
 
     def run(self) -> Goodbye:
-        """Serve until the learner has finished, the tasks have ended, or the run cannot go on."""
+        """Serve until the learner has finished, the tasks have ended, or the run cannot go on.
+
+        Raises `JournalFailed` when the journal cannot be written for `journal.full_seconds`.
+        """
         while self.over is None:
             self._drain()
-            self._end_overdue()
+            if self._look.due():
+                self._end_overdue()
             self._check_progress()
             if self.over is None:
                 self._grant_leases()
                 self._assign_jobs()
                 self._hand_out_batch()
+            self._acknowledge()
+            self._write()
+            self._speak()
             if self._show.due():
                 self._publish_status()
-        self.stream.close()
+        if self.over.finished:
+            self.stream.close()
+            self._write()
         for peer in self.members:
             self.router.send(peer.identity, self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
+
+    def _say(self, identity: bytes, message: Message) -> None:
+        """Send `message` when this turn is in the journal."""
+        self._outgoing.append((identity, message))
+
+    def _acknowledge(self) -> None:
+        for peer in self.members:
+            if peer.received > peer.acknowledged:
+                self._say(peer.identity, Ack(seq=peer.received))
+                peer.acknowledged = peer.received
+
+    def _write(self) -> None:
+        """The turn becomes durable. Where it cannot, the whole broker waits, for `journal.full_seconds` at most."""
+        patience = Deadline(self.config.journal.full_seconds)
+        while True:
+            try:
+                self.journal.commit(self.stream)
+            except JournalFailed as error:
+                if patience.passed or self.over:
+                    raise JournalFailed(f"{error}, for {patience.seconds:.0f} s: make room on its disk") from None
+                if not self._unwritten:
+                    log.error("the journal cannot be written: %s; trying again for %.0f s", error, patience.seconds)
+                self._unwritten = f"room for the journal ({error})"
+                self._publish_status()
+                pause(RETRY_SECONDS)
+                continue
+            if self._unwritten:
+                log.info("the journal can be written again")
+            self._unwritten = ""
+            return
+
+    def _speak(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        for identity, message in outgoing:
+            self.router.send(identity, message)
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -129,30 +208,47 @@ class Broker:
             self._welcome(identity, message)
         elif peer is None:
             if not isinstance(message, Goodbye):
-                self._refuse(identity, message.kind, "say Hello first: this process is not part of the run", fatal=True)
+                self.router.send(identity, WhoAreYou())
         else:
             peer.last_heard = now()
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
+            peer.received = max(peer.received, getattr(message, "seq", 0))
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
-        if objection := self.members.objection(hello):
-            self._refuse(identity, "name", objection, fatal=True)
-            return
-        peer = self.members.join(identity, hello, now())
-        self.router.send(
+        moment, stream = now(), self.config.stream
+        if (before := self.members.before(hello)) is not None:
+            self.members.leave(before.identity)  # the same process, on another connection
+        elif holder := self.members.holder(hello):
+            silent = moment - holder.last_heard
+            if silent < TAKEN_HEARTBEATS * stream.heartbeat_seconds:
+                self._refuse(identity, "name", _taken(hello, holder), fatal=False)
+                return
+            self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
+        peer = self.members.join(identity, hello, moment)
+        self._say(
             identity,
             Welcome(
                 run=self.spec,
                 policy_version=self.stream.version,
-                heartbeat_seconds=self.config.stream.heartbeat_seconds,
-                silence_seconds=self.config.stream.silence_seconds,
+                heartbeat_seconds=stream.heartbeat_seconds,
+                silence_seconds=stream.silence_seconds,
+                return_seconds=stream.return_seconds,
             ),
         )
-        if hello.role == "actor" and self.manifest:
-            self.router.send(identity, self.manifest)
-        log.info("%s joined: process %d on %s", peer.name, hello.pid, hello.host)
+        if hello.role == "actor":
+            lost = self.stream.renew(peer.name, hello.holds, moment)
+            if lost:
+                log.info("%s does not know %d of its leases; they go to others", peer.name, len(lost))
+            if self.manifest:
+                self._say(identity, self.manifest)
+        elif hello.role == "verifier":
+            self.stream.verifier_lost(peer.name)  # what was on its way to it may be lost
+        elif hello.role == "learner":
+            self._no_learner = ""
+            self.batch_wanted = None
+        log.info("%s %s: process %d on %s", peer.name, "is back" if before else "joined", hello.pid, hello.host)
 
     @singledispatchmethod
     def _on(self, message: Message, peer: Peer) -> None:
@@ -161,7 +257,7 @@ class Broker:
     @_on.register
     def _(self, message: Heartbeat, peer: Peer) -> None:
         peer.heartbeat = message
-        self.router.send(peer.identity, Heartbeat(policy_version=self.stream.version))
+        self._say(peer.identity, Heartbeat(policy_version=self.stream.version))
 
     @_on.register
     def _(self, message: LeaseRequest, peer: Peer) -> None:
@@ -189,15 +285,30 @@ class Broker:
 
     @_on.register
     def _(self, message: Resume, peer: Peer) -> None:
-        self.stream.resume(message.policy_version, message.consumed)
-        log.info("the run goes on at step %d, %d groups are trained", message.policy_version, self.stream.granted)
+        self.batch_wanted = None
+        self._resume(message)
+        log.info(
+            "the learner begins at step %d, %d groups are trained", message.policy_version, self.stream.consumed_groups
+        )
+
+    def _resume(self, message: Resume) -> None:
+        def here() -> bool:
+            return self.stream.resume(
+                message.policy_version, message.consumed, checkpoints=message.checkpoints, counted=message.counted
+            )
+
+        if not here():
+            log.info("steps %d to %d are made anew", message.policy_version + 1, self.stream.version)
+            self._write()
+            self.stream.restore(self._load(), now(), message.policy_version)
+            here()
 
     @_on.register
     def _(self, message: WeightManifest, peer: Peer) -> None:
         self.stream.published(message.version, message.fingerprint)
         self.manifest = message
         for actor in self.members.of("actor"):
-            self.router.send(actor.identity, message)
+            self._say(actor.identity, message)
 
     @_on.register
     def _(self, message: BatchRequest, peer: Peer) -> None:
@@ -211,16 +322,20 @@ class Broker:
         self.stream.consumed(message.policy_version, message.group_ids)
 
     @_on.register
+    def _(self, message: Checkpointed, peer: Peer) -> None:
+        self.stream.checkpointed(message.policy_version)
+
+    @_on.register
     def _(self, message: Goodbye, peer: Peer) -> None:
         self._lose(peer, f"left: {message.reason}")
-        if peer.hello.role == "learner":
-            self.end(message.reason, finished=message.finished)
+        if peer.hello.role == "learner" and message.finished:
+            self.end(message.reason, finished=True)
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
         peer = self.members.get(identity)
         log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
-        self.router.send(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
+        self._say(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
         if peer and fatal:
             self._lose(peer, "was refused")
 
@@ -235,19 +350,37 @@ class Broker:
             )
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
-            if peer.hello.role == "learner":
-                self.end(f"the learner {peer.name} was silent for {stream.silence_seconds:.0f} s", finished=False)
         for peer in self.members.of("verifier"):
             if not self.stream.jobs_held(peer.name):
                 peer.last_delivery = moment
             elif moment - peer.last_delivery > stream.verify_seconds + stream.silence_seconds:
                 self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+        if self._absent.passed:
+            for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
+                lost = self.stream.actor_lost(name)
+                log.warning("%s did not come back; %d leases go to others", name, len(lost))
+        self._look_after_learner()
+
+    def _look_after_learner(self) -> None:
+        learner, stream = self.members.learner, self.stream
+        if learner is None and self._no_learner and self._learner_back.passed:
+            self.end(f"waited {self._learner_back.seconds:.0f} s for {self._no_learner} in vain", finished=False)
+        if learner is None or self.batch_wanted is not None or stream.version not in stream.batches:
+            self._consumed_by.renew()
+        elif self._consumed_by.passed:
+            taken = f"the batch of step {stream.version + 1} was taken {self._consumed_by.seconds:.0f} s ago"
+            problem = f"{taken} and is not trained; stream.consume_seconds allows more"
+            self._refuse(learner.identity, "consumed", problem, fatal=True)
+            self._consumed_by.renew()
 
     def _lose(self, peer: Peer, why: str) -> None:
         self.members.leave(peer.identity)
         leases = self.stream.actor_lost(peer.name)
         jobs = self.stream.verifier_lost(peer.name)
         log.info("%s %s; %d leases and %d jobs go to others", peer.name, why, len(leases), len(jobs))
+        if peer.hello.role == "learner":
+            self._no_learner = f"a learner to come back after it {why}"
+            self._learner_back.renew()
 
     def _check_progress(self) -> None:
         if self.stream.drops_in_a_row >= self.config.stream.drops_in_a_row:
@@ -260,17 +393,19 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
-        while any(self._grant_lease(peer) for peer in sorted(self.members.of("actor"), key=self._room, reverse=True)):
-            pass
+        if not self.stream.leasable:
+            return
+        actors = [(-self._room(peer), place, peer) for place, peer in enumerate(self.members.of("actor"))]
+        heapq.heapify(actors)
+        while actors and self.stream.leasable:
+            _, place, peer = heapq.heappop(actors)
+            lease = self.stream.grant(peer.name, peer.capacity, now())
+            if lease is not None:
+                self._say(peer.identity, lease)
+                heapq.heappush(actors, (-self._room(peer), place, peer))
 
     def _room(self, actor: Peer) -> int:
         return actor.capacity - self.stream.samples_held(actor.name)
-
-    def _grant_lease(self, actor: Peer) -> bool:
-        lease = self.stream.grant(actor.name, actor.capacity, now())
-        if lease is not None:
-            self.router.send(actor.identity, lease)
-        return lease is not None
 
     def _assign_jobs(self) -> None:
         verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
@@ -279,7 +414,7 @@ class Broker:
             job = self.stream.assign(peer.name, peer.capacity)
             if job is None:
                 return
-            self.router.send(peer.identity, job)
+            self._say(peer.identity, job)
 
     def _hand_out_batch(self) -> None:
         learner = self.members.learner
@@ -289,7 +424,7 @@ class Broker:
         if groups is None:
             return
         stats = self.stream.stats(actors=len(self.members.of("actor")), verifiers=len(self.members.of("verifier")))
-        self.router.send(learner.identity, GroupBatch(policy_version=self.batch_wanted, groups=groups, stats=stats))
+        self._say(learner.identity, GroupBatch(policy_version=self.batch_wanted, groups=groups, stats=stats))
         self.batch_wanted = None
 
     # ------------------------------------------------------------ shown
@@ -335,6 +470,8 @@ class Broker:
         }
 
     def _waiting_for(self) -> str:
+        if self._unwritten or self._no_learner:
+            return self._unwritten or self._no_learner
         missing = [role for role in ("learner", "actor", "verifier") if not self.members.of(role)]
         return f"a first {' and a first '.join(missing)} to join" if missing else self.stream.waiting_for
 
@@ -353,6 +490,13 @@ class Broker:
             if peer.hello.metrics_port
         ]
         return [own, *others]
+
+
+def _taken(hello: Hello, holder: Peer) -> str:
+    where = f"process {holder.hello.pid} on {holder.hello.host}"
+    if holder.name == hello.name:
+        return f"{hello.name!r} is taken by {where}; choose another name"
+    return f"the run has a learner already, {where}"
 
 
 def _labels(role: str, name: str, spec: RunSpec) -> dict[str, str]:

@@ -162,23 +162,23 @@ class Stream:
             raise InvalidEvent(
                 "policy_version",
                 f"the learner begins at {policy_version}, the broker's journal has what versions {self.retained_from} "
-                f"to {self.version} consume: go on from a checkpoint of those (checkpoint.resume=true), or remove the "
-                "journal to lease anew what that checkpoint does not hold",
+                f"to {self.version} consume: go on from a checkpoint of those (checkpoint.resume=true), or remove "
+                "journal.sqlite* in the run's directory to lease anew what that checkpoint does not hold",
             )
         self.retains = checkpoints
         self._remade = max(self.fingerprints, default=-1)
-        self.changes.state = True
+        self.checkpointed(policy_version)
         return policy_version == self.version
 
     @property
     def _begun(self) -> bool:
         return bool(self._next_task or self.version or self._spent)
 
-    def restore(self, saved: Saved, policy_version: int | None = None) -> None:
+    def restore(self, saved: Saved, now: float, policy_version: int | None = None) -> None:
         """Be what a journal holds; at `policy_version`, if the learner went back to an older checkpoint.
 
         Then what it consumed since is handed out again, in the same batches, and nothing new is leased until it stands
-        again where it stood. Leases run, with a time of their own from their next `renew`; jobs are sent again.
+        again where it stood. Leases get their whole time again; jobs that this process does not know are sent again.
         """
         state = saved.state
         version = state.version if policy_version is None else policy_version
@@ -196,30 +196,31 @@ class Stream:
         self.retirement.restore(saved.histories)
         trained = {group for before, ids in saved.batches.items() if before < version for group in ids}
         self.groups = {group.group_id: group for group in saved.groups if group.group_id not in trained}
-        self.leases, self.jobs, self._held, self._judging = {}, {}, Counter(), Counter()
+        self.leases, self._held = {}, Counter()
         for lease in saved.leases:
-            self._restore_lease(lease)
+            self._restore_lease(lease, now + self.config.lease_seconds)
         in_a_batch = {group for ids in self.batches.values() for group in ids}
         self._ready = [
             each.group_id for each in self.groups.values() if each.finished and each.group_id not in in_a_batch
         ]
         self._unleased = [group.group_id for group in self.groups.values() if group.pending]
+        judged = {(job.group_id, job.sample) for job in self.jobs.values()}
         self._unverified = deque(
             (group.group_id, index)
             for group in self.groups.values()
             for index, sample in enumerate(group.samples)
-            if sample.state is SampleState.VERIFYING
+            if sample.state is SampleState.VERIFYING and (group.group_id, index) not in judged
         )
         self._batch_may_be = True
 
-    def _restore_lease(self, saved: SavedLease) -> None:
+    def _restore_lease(self, saved: SavedLease, overdue_at: float) -> None:
         group = self.groups[saved.group_id]
         missing = {index for index in saved.samples if group.samples[index].state is SampleState.PENDING}
         for index in missing:
             group.samples[index].state = SampleState.LEASED
         group.lease_ids.add(saved.lease_id)
         self.leases[saved.lease_id] = RunningLease(
-            saved.lease_id, saved.actor, saved.group_id, saved.samples, missing, float("inf")
+            saved.lease_id, saved.actor, saved.group_id, saved.samples, missing, overdue_at
         )
         self._held[saved.actor] += len(missing)
 
@@ -497,6 +498,7 @@ class Stream:
             self._next_job += 1
             self.jobs[job.job_id] = RunningJob(job.job_id, verifier, group_id, index)
             self._judging[verifier] += 1
+            self.changes.state = True  # a job's number never comes again
             return job
         return None
 

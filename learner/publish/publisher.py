@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -50,9 +51,10 @@ class Figures:
 
 
 class Publisher:
-    """Publishes the policy's versions. `server` is there on the first rank alone; `announce` tells the broker.
+    """Publishes the policy's versions; used as a context manager. `server` and `announce`, which tells the broker of a
+    version, are there on the first rank alone.
 
-    Every method is collective. Raises what the thread raised, `MemoryError` and `OSError` included, at the next call.
+    Every method is collective. Raises what the thread raised, `OSError` for want of memory included, at the next call.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class Publisher:
         config: WeightsConfig,
         *,
         dtype: torch.dtype | None,
-        server: WeightServer | None,
-        announce: Callable[[WeightManifest], None],
+        server: WeightServer | None = None,
+        announce: Callable[[WeightManifest], None] | None = None,
     ) -> None:
         self.policy = policy
         self.ranks = ranks
@@ -128,11 +130,19 @@ class Publisher:
             },
         }
 
-    def close(self) -> None:
-        """Announce what is under way, and end the threads."""
-        self.finish()
-        self._thread.shutdown()
-        self._coders.shutdown()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Announce what is under way, and end the threads; after an error another rank may never come to it."""
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self._thread.shutdown(wait=kind is None)
+            self._coders.shutdown(wait=kind is None)
 
     def _begin(self) -> Layout:
         devices: list[torch.device] = []
@@ -169,7 +179,7 @@ class Publisher:
                     next(targets).copy_(tensor.local.reshape(-1), non_blocking=True)
         if not any(fresh.is_cuda for fresh in self._fresh):
             return None
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         return copied
 
@@ -197,7 +207,8 @@ class Publisher:
             published = seal(figures.version, layout.tensors, segment, self.server.address, steps, self._coders.map)
         self.server.store.add(published, steps)
         self.server.loads.published(figures.version, published.manifest.fingerprint)
-        self.announce(published.manifest)
+        if self.announce is not None:
+            self.announce(published.manifest)
         figures.background_seconds = time.perf_counter() - begin
         self.figures = figures
         self.server.store.segment(layout.nbytes)  # have memory ready for the next version
@@ -206,7 +217,7 @@ class Publisher:
         """What changed in this rank's parts, in host memory; on a GPU beside the training, in a stream of its own."""
         if copied is None:
             return self._compare()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().wait_event(copied)
             return self._compare()
 

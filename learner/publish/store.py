@@ -34,7 +34,7 @@ class Store:
     # ------------------------------------------------------------ filled by the publisher
 
     def segment(self, nbytes: int) -> Segment:
-        """Memory for another version, its content left over from an older one. Raises `MemoryError`."""
+        """Memory for another version, its content left over from an older one. Raises `OSError` when there is none."""
         with self._lock:
             free = [each for each in self._segments if len(each.data) == nbytes and not self._in_use(each)]
             if free:

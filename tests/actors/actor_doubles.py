@@ -9,6 +9,7 @@ import numpy as np
 from actors.requests import Finished, ImpossiblePrompt, Tensors
 from protocol.clock import Deadline
 from protocol.messages import (
+    Ack,
     Heartbeat,
     Hello,
     Lease,
@@ -55,6 +56,7 @@ class BrokerDouble:
             policy_version=0,
             heartbeat_seconds=heartbeat,
             silence_seconds=silence,
+            return_seconds=2 * silence,
         )
 
     def close(self) -> None:
@@ -82,6 +84,8 @@ class BrokerDouble:
             self.router.send(self.peer, self.welcome)
         elif isinstance(message, Heartbeat) and self.echo:
             self.router.send(self.peer, Heartbeat())
+        elif getattr(message, "seq", 0):
+            self.router.send(self.peer, Ack(seq=message.seq))  # type: ignore[union-attr]
         return message
 
     def expect(self, kind: type[M], accept: Callable[[M], bool] = lambda message: True) -> M:

@@ -41,17 +41,17 @@ class RunningActor:
         broker.expect(Hello)
 
     def _run(self) -> None:
-        hello = Hello(role="actor", name="test", host="here", pid=os.getpid(), metrics_port=0, versions={})
+        hello = Hello(role="actor", name="test", host="here", pid=os.getpid(), metrics_port=0, versions={}, session="s")
         weights = WeightReceiver(seconds=1.0)
         link = Link(self.broker.router.address, hello, welcome_seconds=ARRIVAL_SECONDS)
         try:
-            self.actor = Actor(link, self.engine, weights, room=12)
+            self.actor = Actor(link, self.engine, weights, room=12, drain_seconds=5.0)
             self.outcome = self.actor.run()
         except (ProtocolError, EngineFailure) as error:
             self.outcome = error
         finally:
             weights.close()
-            link.close()
+            link.line.close()
             self._ended.set()
 
     def end(self) -> Goodbye | Exception | None:
@@ -251,7 +251,7 @@ def test_weights_that_never_arrive_stop_it(actor: RunningActor, broker: BrokerDo
 
 
 def test_nobody_at_the_address_is_an_error_that_names_it() -> None:
-    hello = Hello(role="actor", name="test", host="here", pid=1, metrics_port=0, versions={})
+    hello = Hello(role="actor", name="test", host="here", pid=1, metrics_port=0, versions={}, session="s")
     with pytest.raises(PeerSilent, match=r"tcp://127\.0\.0\.1:9 within 0\.2 s"):
         Link("tcp://127.0.0.1:9", hello, welcome_seconds=0.2)
 
@@ -262,7 +262,7 @@ def test_it_stays_alive_for_the_broker_while_the_engine_starts(broker: BrokerDou
     blocked = threading.Event()
 
     def start() -> None:
-        hello = Hello(role="actor", name="test", host="here", pid=1, metrics_port=0, versions={})
+        hello = Hello(role="actor", name="test", host="here", pid=1, metrics_port=0, versions={}, session="s")
         joined.append(link := Link(broker.router.address, hello, welcome_seconds=ARRIVAL_SECONDS))
         with link.kept_alive("the engine to start"):
             blocked.wait(ARRIVAL_SECONDS)
@@ -276,21 +276,21 @@ def test_it_stays_alive_for_the_broker_while_the_engine_starts(broker: BrokerDou
     blocked.set()
     thread.join(ARRIVAL_SECONDS)
     assert [order.lease_id for order in joined[0].orders] == [1], "what came meanwhile is not lost"
-    joined[0].close()
+    joined[0].line.close()
 
 
 def test_a_refusal_while_the_engine_starts_is_raised_after_it(broker: BrokerDouble) -> None:
     errors: list[Exception] = []
 
     def start() -> None:
-        hello = Hello(role="actor", name="test", host="here", pid=1, metrics_port=0, versions={})
+        hello = Hello(role="actor", name="test", host="here", pid=1, metrics_port=0, versions={}, session="s")
         link = Link(broker.router.address, hello, welcome_seconds=ARRIVAL_SECONDS)
         try:
             with link.kept_alive("the engine to start"):
                 time.sleep(0.3)
         except Refused as error:
             errors.append(error)
-        link.close()
+        link.line.close()
 
     thread = threading.Thread(target=start)
     thread.start()

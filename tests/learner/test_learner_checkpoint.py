@@ -271,7 +271,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing file": (lambda path: (path / "hf" / "config.json").unlink(), r"hf/config.json: is missing"),
     "garbled progress": (lambda path: cut(path / "progress.json"), r"progress.json: is not JSON"),
     "no progress": (lambda path: (path / "progress.json").unlink(), r"step_00000001: is no training checkpoint"),
-    "a later format": (lambda path: change(path / "progress.json", format=2), r"format 2, this version reads 1"),
+    "a later format": (lambda path: change(path / "progress.json", format=3), r"format 3, this version reads 2"),
     "no list of files": (lambda path: change(path / "progress.json", files={}), r"field 'files' must list"),
     "a wrong field": (lambda path: change(path / "progress.json", consumed=[[3, 1]]), r"field 'consumed' must hold"),
     "a field of another type": (lambda path: change(path / "progress.json", seconds="1"), r"field 'seconds' must be"),

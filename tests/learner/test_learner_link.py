@@ -2,16 +2,17 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from learner.link import Link, own_address
-from learner.weights import snapshot
+from learner.link import Link
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import (
+    Ack,
     BatchRequest,
     Consumed,
     Goodbye,
@@ -24,25 +25,26 @@ from protocol.messages import (
     Resume,
     RunSpec,
     Sampling,
-    Shard,
     ShardGone,
-    ShardRequest,
     StreamStats,
     WeightManifest,
     Welcome,
+    WhoAreYou,
 )
-from protocol.sockets import Dealer, Router
+from protocol.sockets import Router
+from tests.published import publish
 
-HELLO = Hello(role="learner", name="learner", host="here", pid=1, metrics_port=0, versions={})
+HELLO = Hello(role="learner", name="learner", host="here", pid=1, metrics_port=0, versions={}, session="s")
 STATS = StreamStats(
     generated_tokens=0, rollouts=0, verdicts=0, void_verdicts=0, groups_dropped={}, actors=0, verifiers=0
 )
+MANIFESTS = {version: publish(version, [("w", torch.zeros(2))]).manifest for version in (0, 4)}
 
 
-def welcome(silence: float = 20.0) -> Welcome:
+def welcome(silence: float = 20.0, back: float = 20.0) -> Welcome:
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=8)
     run = RunSpec(name="r", model="m", seed=0, group_size=2, groups_per_step=1, max_staleness=0, sampling=sampling)
-    return Welcome(run=run, policy_version=0, heartbeat_seconds=0.05, silence_seconds=silence)
+    return Welcome(run=run, policy_version=0, heartbeat_seconds=0.05, silence_seconds=silence, return_seconds=back)
 
 
 class FakeBroker:
@@ -64,7 +66,7 @@ class FakeBroker:
         thread = threading.Thread(target=answer_hello)
         thread.start()
         try:
-            return Link(self.router.address, HELLO, versions_kept=2)
+            return Link(self.router.address, HELLO)
         finally:
             thread.join()
 
@@ -80,6 +82,20 @@ class FakeBroker:
         pytest.fail(f"no {kind.__name__} came")
 
 
+@contextmanager
+def answering(broker: FakeBroker, kind: type[Any], answer: Message) -> Iterator[None]:
+    """Answer one message of a kind meanwhile."""
+
+    def answer_one() -> None:
+        broker.expect(kind)
+        broker.send(answer)
+
+    thread = threading.Thread(target=answer_one)
+    thread.start()
+    yield
+    thread.join()
+
+
 @pytest.fixture
 def broker() -> Iterator[FakeBroker]:
     fake = FakeBroker()
@@ -90,44 +106,28 @@ def broker() -> Iterator[FakeBroker]:
 def test_a_batch_is_asked_for_and_its_groups_are_reported_consumed(broker: FakeBroker) -> None:
     with broker.link(welcome()) as link:
         assert link.run.group_size == 2
-        broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
-        batch = link.next_batch(0, 5)
+        with answering(broker, BatchRequest, GroupBatch(policy_version=0, groups=(), stats=STATS)):
+            batch = link.next_batch(0, 5)
         assert isinstance(batch, GroupBatch)
-        assert broker.expect(BatchRequest) == BatchRequest(policy_version=0)
         link.consumed(1, (3, 4))
-        assert broker.expect(Consumed) == Consumed(policy_version=1, group_ids=(3, 4))
+        assert broker.expect(Consumed) == Consumed(seq=1, policy_version=1, group_ids=(3, 4))
         link.goodbye("enough", finished=True)
         assert broker.expect(Goodbye) == Goodbye(reason="enough", finished=True)
 
 
-def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: FakeBroker) -> None:
-    with broker.link(welcome()) as link:
-        weight = torch.arange(6.0).reshape(2, 3)
-        for version in range(3):
-            link.publish(snapshot(version, [("w", weight + version)], None))
-        manifests = [broker.expect(WeightManifest) for _ in range(3)]
-        assert [manifest.version for manifest in manifests] == [0, 1, 2]
-        with Dealer(manifests[0].endpoint) as actor:
-            actor.send(ShardRequest(version=2, shard=0))
-            shard = actor.receive(5)
-            assert isinstance(shard, Shard)
-            np.testing.assert_array_equal(shard.data.view(np.float32), (weight + 2).flatten().numpy())
-            actor.send(ShardRequest(version=0, shard=0))
-            assert actor.receive(5) == ShardGone(version=0)
-        link.goodbye("enough", finished=True)
-
-
 def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> None:
     with broker.link(welcome()) as link:
-        link.resume(4, (GroupRange(first=0, last=3),))
-        link.publish(snapshot(4, [("w", torch.zeros(2))], None))
+        link.resume(4, (GroupRange(first=0, last=3),), checkpoints=True, counted=STATS)
+        link.announce(MANIFESTS[4])
         kinds = []
         while len(kinds) < 2:
             received = broker.router.receive(5)
             assert received is not None
             if not isinstance(received[1], Heartbeat):
                 kinds.append(received[1])
-        assert kinds[0] == Resume(policy_version=4, consumed=(GroupRange(first=0, last=3),))
+        assert kinds[0] == Resume(
+            seq=1, policy_version=4, consumed=(GroupRange(first=0, last=3),), checkpoints=True, counted=STATS
+        )
         assert isinstance(kinds[1], WeightManifest)
         assert broker.expect(Heartbeat).policy_version == 4
         link.goodbye("enough", finished=True)
@@ -154,13 +154,10 @@ def test_malformed_and_foreign_messages_do_not_stop_it(broker: FakeBroker) -> No
         broker.router.socket.send_multipart([broker.peer, b"\xc1"])
         broker.send(ShardGone(version=3))
         broker.send(Refusal(field="x", problem="not fatal", fatal=False))
-        link.publish(snapshot(0, [("w", torch.zeros(2))], None))
-        with Dealer(broker.expect(WeightManifest).endpoint) as stranger:
-            stranger.socket.send_multipart([b"junk", b"more"])
-            stranger.send(ShardRequest(version=0, shard=0))
-            assert isinstance(stranger.receive(5), Shard)
-        broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
-        assert isinstance(link.next_batch(0, 5), GroupBatch)
+        link.announce(MANIFESTS[0])
+        broker.expect(WeightManifest)
+        with answering(broker, BatchRequest, GroupBatch(policy_version=0, groups=(), stats=STATS)):
+            assert isinstance(link.next_batch(0, 5), GroupBatch)
         link.goodbye("enough", finished=True)
 
 
@@ -187,8 +184,23 @@ def test_a_finished_run_ends_the_wait_for_a_batch(broker: FakeBroker) -> None:
 
 
 def test_a_broker_that_falls_silent_is_an_error(broker: FakeBroker) -> None:
-    with broker.link(welcome(silence=0.3)) as link, pytest.raises(PeerSilent, match=r"was silent for 0"):
+    with broker.link(welcome(silence=0.1, back=0.3)) as link, pytest.raises(PeerSilent, match=r"was silent for 0\.3"):
         link.next_batch(0, 5)
+
+
+def test_a_broker_that_came_back_hears_what_it_did_not_acknowledge_and_then_what_stands(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
+        link.announce(MANIFESTS[0])
+        manifest = broker.expect(WeightManifest)
+        broker.send(Ack(seq=manifest.seq))
+        link.consumed(1, (3,))
+        consumed = broker.expect(Consumed)
+        broker.send(WhoAreYou())
+        assert broker.expect(Hello) == HELLO
+        broker.send(welcome())
+        assert broker.expect(Consumed) == consumed
+        assert broker.expect(WeightManifest) == replace(manifest, seq=0)
+        link.goodbye("enough", finished=True)
 
 
 def test_a_refused_hello_says_why(broker: FakeBroker) -> None:
@@ -202,9 +214,3 @@ def test_an_error_in_training_is_told_to_the_broker(broker: FakeBroker) -> None:
     goodbye = broker.expect(Goodbye)
     assert not goodbye.finished
     assert "boom" in goodbye.reason
-
-
-def test_the_own_address_is_the_one_on_the_way_to_the_broker() -> None:
-    assert own_address("tcp://127.0.0.1:5555") == "127.0.0.1"
-    with pytest.raises(ValueError, match="tcp://host:port"):
-        own_address("127.0.0.1")

@@ -23,7 +23,7 @@ from learner.model_config import ModelConfig
 from learner.progress import Progress
 from learner.record import open_record, resume_record
 from learner.reference import load_reference
-from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling
+from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling, StreamStats
 
 Build = Callable[[str, bool], Path]
 GROUPS = 2
@@ -43,7 +43,7 @@ class Killed(Exception):
 
 
 class Broker:
-    """Plays link and broker: a batch depends on its version alone. It counts what it has sent, anew in each part."""
+    """Plays link, broker and publisher: a batch depends on its version alone. It knows what the learner tells it."""
 
     def __init__(self, make_batch: Callable[..., GroupBatch], killed_at: int = -1) -> None:
         self.make_batch = make_batch
@@ -62,11 +62,21 @@ class Broker:
         stats = dataclasses.replace(made.stats, generated_tokens=self.tokens, verdicts=self.tokens)
         return dataclasses.replace(made, groups=groups, stats=stats)
 
-    def resume(self, policy_version: int, consumed: tuple[GroupRange, ...]) -> None:
+    def resume(
+        self, policy_version: int, consumed: tuple[GroupRange, ...], *, checkpoints: bool, counted: StreamStats
+    ) -> None:
+        assert checkpoints
         self.heard.append((policy_version, consumed))
+        self.tokens = counted.generated_tokens
 
-    def publish(self, taken: Any) -> None:
-        self.heard.append(taken.version)
+    def checkpointed(self, policy_version: int) -> None:
+        pass
+
+    def publish(self, version: int) -> None:
+        self.heard.append(version)
+
+    def row(self) -> None:
+        pass
 
     def consumed(self, policy_version: int, group_ids: tuple[int, ...]) -> None:
         pass
@@ -115,6 +125,7 @@ def learn(
             reference,
             broker,  # type: ignore[arg-type]
             opened,
+            broker,  # type: ignore[arg-type]
             checkpoints,
             restored,
         )

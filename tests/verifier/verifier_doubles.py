@@ -47,7 +47,15 @@ class Verifier:
         run = RunSpec(
             name="test", model="none", seed=0, group_size=4, groups_per_step=2, max_staleness=1, sampling=sampling
         )
-        self.send(Welcome(run=run, policy_version=0, heartbeat_seconds=heartbeat, silence_seconds=silence))
+        self.send(
+            Welcome(
+                run=run,
+                policy_version=0,
+                heartbeat_seconds=heartbeat,
+                silence_seconds=silence,
+                return_seconds=2 * silence,
+            )
+        )
         request = self.next()
         assert isinstance(request, VerifyRequest)
         self.capacity = request.capacity
@@ -72,6 +80,8 @@ class Verifier:
         self._next_job += 1
         job = VerifyJob(
             job_id=self._next_job,
+            group_id=100 + self._next_job,
+            sample_index=1,
             text=text,
             reward=reward,
             reference=reference,

@@ -88,7 +88,7 @@ class MortalWorld(World):
         """Everything in memory is lost; verifiers deliver nothing that they were given before."""
         self.deaths += 1
         again = Stream(self.stream.tasks, self.stream.config, 0, Retirement(*self.retirement()))
-        again.restore(self.journal.load(self.stream.config.group_size, 0))
+        again.restore(self.journal.load(self.stream.config.group_size, 0), self.now)
         assert pictured(again) == pictured(self.stream)
         self.stream = again
         for name, held in self.actors.items():
@@ -106,7 +106,7 @@ class MortalWorld(World):
         consumed = merged((), self.checkpoint)
         self.journal.commit(self.stream)
         if not self.stream.resume(version, consumed, checkpoints=True):
-            self.stream.restore(self.journal.load(self.stream.config.group_size, 0), version)
+            self.stream.restore(self.journal.load(self.stream.config.group_size, 0), self.now, version)
             assert self.stream.resume(version, consumed, checkpoints=True)
         self.resampled = self.stream.dropped["zero_variance"]
 
@@ -197,7 +197,7 @@ def written(path: Path, stream: Stream) -> Stream:
 def found(path: Path, config: StreamConfig) -> Stream:
     journal = Journal(path, RUN)
     again = Stream(NumberedTasks(), config, 0)
-    again.restore(journal.load(config.group_size, 0))
+    again.restore(journal.load(config.group_size, 0), 0.0)
     journal.close()
     return again
 
@@ -280,7 +280,7 @@ def test_a_learner_that_comes_back_gets_the_same_batches_and_nothing_new_until_i
     journal = Journal(path, RUN)
     journal.commit(stream)
     assert not stream.resume(1, merged((), order[:1]), checkpoints=True)
-    stream.restore(journal.load(2, 0), 1)
+    stream.restore(journal.load(2, 0), 0.0, 1)
     assert stream.resume(1, merged((), order[:1]), checkpoints=True)
     journal.close()
     replayed = []
@@ -342,7 +342,7 @@ def test_a_turn_is_written_whole_or_not_at_all(path: Path) -> None:
 
 def found_in(journal: Journal, config: StreamConfig) -> Stream:
     again = Stream(NumberedTasks(), config, 0)
-    again.restore(journal.load(config.group_size, 0))
+    again.restore(journal.load(config.group_size, 0), 0.0)
     return again
 
 

@@ -1,22 +1,29 @@
 """The broker as its peers see it: a real router on loopback, peers played by the test."""
 
 import json
+import secrets
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from stream_world import NumberedTasks
+from stream_world import NumberedTasks, judged
 
-from learner.broker.config import BrokerRoot, SamplingConfig, StreamConfig, TaskConfig, check
+from learner.broker.config import BrokerRoot, SamplingConfig, StreamConfig, TaskConfig, check, identity
 from learner.broker.http import StatusServer
+from learner.broker.journal import Journal, JournalFailed
+from learner.broker.membership import Members
 from learner.broker.service import Broker
-from learner.broker.stream import Tasks
+from learner.broker.stream import Stream, Tasks
 from protocol.clock import Deadline
 from protocol.messages import (
+    Ack,
     BatchRequest,
     Consumed,
     Goodbye,
@@ -39,6 +46,7 @@ from protocol.messages import (
     VersionSpan,
     WeightManifest,
     Welcome,
+    WhoAreYou,
 )
 from protocol.sockets import Dealer, Rejected, Router
 
@@ -48,16 +56,18 @@ class Peer:
 
     def __init__(self, address: str, role: Any, name: str) -> None:
         self.dealer = Dealer(address)
-        self.hello = Hello(role=role, name=name, host="127.0.0.1", pid=7, metrics_port=9, versions={})
+        self.hello = Hello(
+            role=role, name=name, host="127.0.0.1", pid=7, metrics_port=9, versions={}, session=secrets.token_hex(4)
+        )
         self.dealer.send(self.hello)
 
-    def expect(self, kind: type[Any], seconds: float = 5.0) -> Any:
-        """The next message of a kind, heartbeats aside; any other fails the test."""
+    def expect(self, kind: type[Any], seconds: float = 5.0, skip: type[Any] = Heartbeat) -> Any:
+        """The next message of a kind, heartbeats and what to `skip` aside; any other fails the test."""
         while True:
             message = self.dealer.receive(seconds)
             if isinstance(message, kind):
                 return message
-            assert isinstance(message, Heartbeat), f"waited for {kind.__name__}, got {message}"
+            assert isinstance(message, Heartbeat | Ack | skip), f"waited for {kind.__name__}, got {message}"
 
     def send(self, message: Message) -> None:
         self.dealer.send(message)
@@ -66,12 +76,20 @@ class Peer:
 class Running:
     """A broker in a thread and the peers that joined it."""
 
-    def __init__(self, tasks: Tasks | None = None, task: TaskConfig | None = None, **stream: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tasks: Tasks | None = None,
+        task: TaskConfig | None = None,
+        address: str = "tcp://127.0.0.1:*",
+        **stream: Any,
+    ) -> None:
         options = {"group_size": 2, "groups_per_step": 1, "heartbeat_seconds": 0.05, "silence_seconds": 30.0} | stream
-        self.router = Router("tcp://127.0.0.1:*")
+        self.router = Router(address)
         self.http = StatusServer("127.0.0.1", 0)
         config = BrokerRoot(model="m", task=task or TaskConfig(), stream=StreamConfig(**options))
-        self.broker = Broker(config, tasks or NumberedTasks(), self.router, self.http)
+        self.journal = Journal(directory / "journal.sqlite", identity(config))
+        self.broker = Broker(config, tasks or NumberedTasks(), self.router, self.http, self.journal)
         self.peers: list[Peer] = []
         self.over: Goodbye | None = None
         self.thread = threading.Thread(target=self._run)
@@ -79,6 +97,15 @@ class Running:
 
     def _run(self) -> None:
         self.over = self.broker.run()
+
+    def die(self) -> None:
+        """As by kill -9: nobody is told, nothing is written any more."""
+        self.broker.members = Members()  # its last words go to nobody
+        self.broker.end("killed", finished=False)
+        self.thread.join(10)
+        self.router.socket.close(0)
+        self.http.close()
+        self.journal.close()
 
     def join(self, role: str, name: str | None = None) -> Peer:
         peer = Peer(self.router.address, role, name or role)
@@ -98,11 +125,12 @@ class Running:
             peer.dealer.close()
         self.http.close()
         self.router.close()
+        self.journal.close()
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    broker = Running()
+def running(tmp_path: Path) -> Iterator[Running]:
+    broker = Running(tmp_path)
     yield broker
     broker.close()
 
@@ -140,7 +168,9 @@ def test_a_group_goes_round_from_lease_to_consumption(running: Running) -> None:
         actor.send(completion(lease, sample, 0))
         job = verifier.expect(VerifyJob)
         verdict = Verdict(reward=float(sample), parts={}, reason="", seconds=0.0)
-        verifier.send(VerifyDone(job_id=job.job_id, verdict=verdict))
+        verifier.send(
+            VerifyDone(job_id=job.job_id, group_id=job.group_id, sample_index=job.sample_index, verdict=verdict)
+        )
     learner.send(BatchRequest(policy_version=0))
     batch = learner.expect(GroupBatch)
     assert [each.verdict.reward for each in batch.groups[0].scored] == [0.0, 1.0]
@@ -184,7 +214,7 @@ def test_a_run_that_is_resumed_leases_only_what_was_not_trained(running: Running
     learner.send(Resume(policy_version=4, consumed=(GroupRange(first=0, last=3),)))
     refusal = learner.expect(Refusal)
     assert refusal.fatal
-    assert "too late" in refusal.problem
+    assert "journal has what versions 3 to 3 consume" in refusal.problem
 
 
 def test_only_the_learner_may_resume_a_run(running: Running) -> None:
@@ -199,17 +229,15 @@ def test_names_are_unique_and_there_is_one_learner(running: Running) -> None:
     assert "has a learner already" in running.join("learner", "two").expect(Refusal).problem
     running.join("actor", "a").expect(Welcome)
     refusal = running.join("actor", "a").expect(Refusal)
-    assert refusal.fatal
+    assert not refusal.fatal, "it may be the same one, killed and started again"
     assert "'a' is taken by process 7" in refusal.problem
 
 
-def test_a_peer_that_did_not_say_hello_is_refused(running: Running) -> None:
+def test_a_peer_that_did_not_say_hello_is_asked_who_it_is(running: Running) -> None:
     with Dealer(running.router.address) as stranger:
         stranger.send(LeaseRequest(capacity=3))
-        refusal = stranger.receive(5)
-        assert isinstance(refusal, Refusal)
-        assert refusal.fatal
-        assert "say Hello first" in refusal.problem
+        assert stranger.receive(5) == WhoAreYou()
+        assert not list(running.broker.members)
 
 
 def test_a_malformed_message_is_told_its_field_and_harms_nobody(running: Running) -> None:
@@ -253,8 +281,8 @@ def test_an_actor_with_other_weights_is_thrown_out_and_its_lease_goes_on(running
     assert again.seeds == lease.seeds
 
 
-def test_a_silent_actor_loses_its_leases() -> None:
-    running = Running(silence_seconds=0.4)
+def test_a_silent_actor_loses_its_leases(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.4)
     try:
         learner, silent, lively = running.join("learner"), running.join("actor", "silent"), running.join("actor", "b")
         for peer in running.peers:
@@ -282,8 +310,8 @@ def is_end(message: object) -> bool:
     return isinstance(message, Goodbye)
 
 
-def test_a_silent_learner_ends_the_run_for_all() -> None:
-    running = Running(silence_seconds=0.3)
+def test_a_learner_that_does_not_come_back_ends_the_run_for_all(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.3, return_seconds=0.3)
     try:
         learner, actor = running.join("learner"), running.join("actor")
         learner.expect(Welcome)
@@ -296,13 +324,14 @@ def test_a_silent_learner_ends_the_run_for_all() -> None:
             )
         assert isinstance(over, Goodbye)
         assert not over.finished
-        assert "silent" in over.reason
+        assert "in vain" in over.reason
+        assert "was silent for 0 s" in over.reason
     finally:
         running.close()
 
 
-def test_a_run_in_which_every_prompt_is_impossible_ends_with_the_reason() -> None:
-    running = Running(drops_in_a_row=3, max_staleness=0)
+def test_a_run_in_which_every_prompt_is_impossible_ends_with_the_reason(tmp_path: Path) -> None:
+    running = Running(tmp_path, drops_in_a_row=3, max_staleness=0)
     try:
         learner, actor = running.join("learner"), running.join("actor")
         learner.expect(Welcome)
@@ -320,9 +349,10 @@ def test_a_run_in_which_every_prompt_is_impossible_ends_with_the_reason() -> Non
         running.close()
 
 
-def test_a_run_in_which_every_task_is_solved_ends_and_shows_what_its_filters_did() -> None:
+def test_a_run_in_which_every_task_is_solved_ends_and_shows_what_its_filters_did(tmp_path: Path) -> None:
     task = TaskConfig(retire_pass_rate=1.0, retire_after=2)
-    running = Running(NumberedTasks(epoch_size=3), task, max_staleness=0, zero_variance="resample", resample_limit=2)
+    tasks = NumberedTasks(epoch_size=3)
+    running = Running(tmp_path, tasks, task, max_staleness=0, zero_variance="resample", resample_limit=2)
     try:
         learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
         for peer in running.peers:
@@ -335,8 +365,7 @@ def test_a_run_in_which_every_task_is_solved_ends_and_shows_what_its_filters_did
             lease = actor.expect(Lease)
             for sample in lease.sample_indexes:
                 actor.send(completion(lease, sample, 0))
-                verdict = Verdict(reward=1.0, parts={}, reason="", seconds=0.0)
-                verifier.send(VerifyDone(job_id=verifier.expect(VerifyJob).job_id, verdict=verdict))
+                verifier.send(judged(verifier.expect(VerifyJob), 1.0))
         learner.send(BatchRequest(policy_version=0))
         batch = learner.expect(GroupBatch)
         learner.send(manifest(1))
@@ -416,3 +445,158 @@ def test_a_configuration_that_can_work_is_taken(task: TaskConfig) -> None:
 
 def test_rejected_messages_name_their_peer() -> None:
     assert str(Rejected(b"\x01\x02", "kind", "unknown")) == "message from 0102 rejected: kind: unknown"
+
+
+def test_a_broker_that_died_goes_on_with_the_same_peers_and_asks_nobody_to_do_anything_twice(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
+    for peer in peers:
+        peer.expect(Welcome)
+    learner.send(Resume(seq=1, policy_version=0, consumed=(), checkpoints=True))
+    learner.send(manifest(0))
+    actor.expect(WeightManifest)
+    actor.send(LeaseRequest(capacity=2))
+    lease = actor.expect(Lease)
+    actor.send(replace(completion(lease, 0, 0), seq=1))
+    assert actor.expect(Ack).seq == 1
+    running.die()
+    again = Running(tmp_path, address=running.router.address)
+    actor.send(Heartbeat())
+    assert actor.expect(WhoAreYou) == WhoAreYou()
+    actor.send(replace(actor.hello, holds=(lease.lease_id,)))
+    actor.expect(Welcome)
+    actor.send(LeaseRequest(capacity=2))
+    actor.send(replace(completion(lease, 1, 0), seq=2))
+    fresh = actor.expect(Lease)
+    assert fresh.group_id == 1, "the lease of group 0 ran on: nothing of it is leased again"
+    assert actor.expect(Ack).seq == 2
+    for peer in (learner, verifier):
+        peer.send(Heartbeat())
+        peer.expect(WhoAreYou)
+        peer.send(peer.hello)
+        peer.expect(Welcome)
+    learner.send(manifest(0))
+    verifier.send(VerifyRequest(capacity=4))
+    for reward in (0.0, 1.0):
+        verifier.send(judged(verifier.expect(VerifyJob), reward))
+    learner.send(BatchRequest(policy_version=0))
+    (group,) = learner.expect(GroupBatch).groups
+    assert [each.verdict.reward for each in group.scored] == [0.0, 1.0]
+    again.peers = running.peers
+    again.close()
+
+
+def test_nothing_is_said_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is full nobody hears of a lease; when there is room again everybody does."""
+    running = Running(tmp_path)
+    monkeypatch.setattr("learner.broker.service.RETRY_SECONDS", 0.05)
+    full = threading.Event()
+    commit = running.journal.commit
+
+    def commit_with_room(stream: Stream) -> None:
+        if full.is_set():
+            raise JournalFailed("database or disk is full")
+        commit(stream)
+
+    monkeypatch.setattr(running.journal, "commit", commit_with_room)
+    learner, actor = running.join("learner"), running.join("actor")
+    learner.expect(Welcome)
+    actor.expect(Welcome)
+    full.set()
+    learner.send(manifest(0))
+    actor.send(LeaseRequest(capacity=2))
+    assert actor.dealer.receive(0.5) is None
+    assert "room for the journal (database or disk is full)" in json.loads(running.page("/status"))["waiting_for"]
+    full.clear()
+    actor.expect(WeightManifest)
+    actor.expect(Lease)
+    running.close()
+
+
+def test_a_journal_that_cannot_be_written_ends_the_run_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running(tmp_path)
+    monkeypatch.setattr("learner.broker.service.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(running.broker.config.journal, "full_seconds", 0.2)
+    failed: list[JournalFailed] = []
+    monkeypatch.setattr(threading, "excepthook", lambda caught: failed.append(caught.exc_value))
+
+    def commit(stream: Stream) -> None:
+        raise JournalFailed("disk full")
+
+    monkeypatch.setattr(running.journal, "commit", commit)
+    running.join("actor")
+    running.thread.join(5)
+    assert "disk full, for 0 s: make room on its disk" in str(failed[0])
+    running.close()
+
+
+def test_a_learner_killed_and_started_again_takes_its_place_and_gets_the_same_batch(tmp_path: Path) -> None:
+    running = Running(tmp_path, max_staleness=0)
+    learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
+    for peer in running.peers:
+        peer.expect(Welcome)
+    learner.send(Resume(policy_version=0, consumed=(), checkpoints=True))
+    learner.send(manifest(0))
+    actor.send(LeaseRequest(capacity=2))
+    verifier.send(VerifyRequest(capacity=4))
+    lease = actor.expect(Lease, skip=WeightManifest)
+    for sample in lease.sample_indexes:
+        actor.send(completion(lease, sample, 0))
+        verifier.send(judged(verifier.expect(VerifyJob), float(sample)))
+    learner.send(BatchRequest(policy_version=0))
+    before = learner.expect(GroupBatch)
+    learner.send(manifest(1))
+    learner.send(Consumed(policy_version=1, group_ids=(0,)))
+    learner.send(Heartbeat())
+    learner.expect(Heartbeat)
+    again = running.join("learner")
+    while isinstance(answer := again.dealer.receive(5), Refusal):
+        assert not answer.fatal
+        assert "learner" in answer.problem
+        for peer in (actor, verifier):
+            peer.send(Heartbeat())
+        again.send(again.hello)
+        time.sleep(0.05)
+    assert isinstance(answer, Welcome)
+    again.send(Resume(policy_version=0, consumed=(), checkpoints=True))
+    again.send(manifest(0))
+    again.send(BatchRequest(policy_version=0))
+    after = again.expect(GroupBatch)
+    assert [group.group_id for group in after.groups] == [group.group_id for group in before.groups] == [0]
+    assert "anew, of 1" in running.broker.stream.waiting_for
+    running.close()
+
+
+def test_a_learner_that_takes_a_batch_and_does_not_train_it_is_refused(tmp_path: Path) -> None:
+    running = Running(tmp_path, consume_seconds=0.3)
+    learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
+    for peer in running.peers:
+        peer.expect(Welcome)
+    learner.send(manifest(0))
+    actor.send(LeaseRequest(capacity=2))
+    verifier.send(VerifyRequest(capacity=4))
+    lease = actor.expect(Lease, skip=WeightManifest)
+    for sample in lease.sample_indexes:
+        actor.send(completion(lease, sample, 0))
+        verifier.send(judged(verifier.expect(VerifyJob), float(sample)))
+    learner.send(BatchRequest(policy_version=0))
+    learner.expect(GroupBatch)
+    refusal = learner.expect(Refusal)
+    assert refusal.fatal
+    assert "step 1 was taken 0 s ago and is not trained; stream.consume_seconds allows more" in refusal.problem
+    running.close()
+
+
+def test_a_run_without_actors_waits_and_says_so(running: Running) -> None:
+    learner, actor = running.join("learner"), running.join("actor")
+    learner.expect(Welcome)
+    actor.expect(Welcome)
+    actor.send(Goodbye(reason="drained", finished=False))
+    learner.send(Heartbeat())
+    learner.expect(Heartbeat)
+    deadline = Deadline(5.0)
+    while "actor" not in (waiting := json.loads(running.page("/status"))["waiting_for"]) and not deadline.passed:
+        learner.send(Heartbeat())
+        time.sleep(0.02)
+    assert waiting == "a first actor and a first verifier to join"
+    assert running.over is None

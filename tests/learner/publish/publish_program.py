@@ -52,7 +52,7 @@ def publish(ranks: Ranks, directory: Path, case: str) -> dict[str, object]:
             assert store.newest is not None
             found = tensors_of(store.newest)
             equal.append(found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in found))
-    publisher.close()
+    publisher.__exit__(None, None, None)
     return {"case": case, "equal": equal, "deltas": [len(manifest.deltas) for manifest in announced]}
 
 

@@ -1,5 +1,7 @@
 """What is served, and that memory is never written while somebody can still read it."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -52,7 +54,7 @@ def test_a_chain_of_deltas_is_kept_while_it_is_worth_its_bytes() -> None:
         publish(n, [("w", torch.full((100_000,), 0.0).index_fill_(0, torch.tensor([n]), 1.0))]) for n in range(5)
     ]
     store.add(versions[0], ())
-    for base, goal in zip(versions, versions[1:], strict=False):
+    for base, goal in pairwise(versions):
         chain = store.steps_before(step(base, goal))
         store.add(goal, chain)
     assert [each.spec.version for each in chain] == [1, 2, 3, 4]

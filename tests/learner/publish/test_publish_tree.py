@@ -1,9 +1,9 @@
-"""Sources: no uplink carries a version more than `fanout` times, nobody waits for itself, failures end at the learner."""
+"""Sources: no uplink carries a version more than `fanout` times, no cycles, failures end at the learner."""
 
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.publish.tree import LEARNER, Trees
@@ -14,6 +14,7 @@ def ask(trees: Trees, endpoint: str, *, version: int = 1, held: int = 0, failed:
     return trees.source(SourceRequest(version=version, held=held, endpoint=endpoint, failed=failed))
 
 
+@settings(deadline=None)
 @given(fanout=st.integers(1, 4), actors=st.integers(1, 60))
 def test_every_actor_has_one_way_to_the_learner_and_no_uplink_more_than_its_share(fanout: int, actors: int) -> None:
     trees = Trees(fanout)

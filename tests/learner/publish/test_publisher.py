@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class Published:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.publisher.close()
+        self.publisher.__exit__(None, None, None)
         self.server.__exit__(None, None, None)
 
     def publish(self, version: int) -> dict[str, torch.Tensor]:
@@ -76,12 +76,10 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.fixture(params=[("llama", True, 0), ("qwen2", False, 0), ("qwen3", True, 4)], ids=str)
-def policy(
-    request: pytest.FixtureRequest, ranks: Ranks, model_directory: Callable[[str, bool], Path]
-) -> Iterator[Policy]:
+def policy(request: pytest.FixtureRequest, ranks: Ranks, model_directory: Callable[[str, bool], Path]) -> Policy:
     architecture, tied, lora_rank = request.param
     config = ModelConfig(logprob_chunk=8, lora_rank=lora_rank)
-    yield model.load(model_directory(architecture, tied), ranks, config)
+    return model.load(model_directory(architecture, tied), ranks, config)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
