@@ -83,8 +83,8 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     )
     if not ranks.first:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 tells them when it is over
-        run_spec = _run_spec(None, ranks)
         with publisher() as published:
+            run_spec = _run_spec(None, ranks)
             Learner(
                 config, run_spec, ranks, policy, steps, reference, None, None, published, checkpoints, restored
             ).train()
