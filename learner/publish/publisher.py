@@ -74,6 +74,7 @@ class Publisher:
         self.server = server
         self.announce = announce
         self.figures: Figures | None = None  # of the version that was announced last
+        self._before: Figures | None = None  # of the one before the version that was copied last
         self._layout: Layout | None = None
         self._fresh: list[torch.Tensor] = []  # this rank's parts as they are published now, flat
         self._last: list[torch.Tensor | None] = []  # and as they were published last
@@ -90,6 +91,7 @@ class Publisher:
         """Offer the weights as they are now as `version`; returns when they are copied."""
         begin = time.perf_counter()
         self.finish()
+        self._before = self.figures
         layout = self._layout or self._begin()
         segment = self.server.store.segment(layout.nbytes) if self.server else None
         copied = self._copy(layout, segment)
@@ -111,10 +113,10 @@ class Publisher:
             raise OSError(f"a weight version is not published after {FINISH_SECONDS:.0f} s of waiting") from None
 
     def row(self) -> dict[str, Any] | None:
-        """What is known of the newest announced version, and of who loaded the one before it."""
-        if self.figures is None or self.server is None:
+        """What the version before the last one took, which by now is out, and what actors say of it."""
+        if self._before is None or self.server is None:
             return None
-        figures, loads = self.figures, self.server.loads.of(self.figures.version - 1)
+        figures, loads = self._before, self.server.loads.of(self._before.version)
         return {
             "version": figures.version,
             "bytes": figures.nbytes,
@@ -122,12 +124,10 @@ class Publisher:
             "changed_fraction": figures.changed_fraction,
             "stall_seconds": figures.stall_seconds,
             "background_seconds": figures.background_seconds,
-            "loaded_before": {
-                "ways": dict(loads.ways),
-                "wire_bytes": loads.nbytes,
-                "fetch_seconds_max": loads.fetch_seconds,
-                "pause_seconds_max": loads.pause_seconds,
-            },
+            "actors": dict(loads.ways),  # that loaded it, by the way it came
+            "wire_bytes": loads.nbytes,
+            "fetch_seconds_max": loads.fetch_seconds,
+            "pause_seconds_max": loads.pause_seconds,
         }
 
     def __enter__(self) -> Self:
