@@ -28,12 +28,12 @@ class Checkpoint:
         return "float32"
 
     def demand_plain_weights(self) -> None:
-        """Refuse a quantised checkpoint: published weights are plain, and its engine could not take them as they are."""
+        """Refuse a quantised checkpoint: published weights are plain, its engine could not take them as they are."""
         method = (self.config.get("quantization_config") or {}).get("quant_method")
         if method is not None:
             raise EngineFailure(
-                f"{self.directory} is quantised ({method}): the learner publishes plain weights, which this engine would "
-                "have to quantise anew at every update; use the checkpoint without quantization_config"
+                f"{self.directory} is quantised ({method}): the learner publishes plain weights, which this engine "
+                "would have to quantise anew at every update; use the checkpoint without quantization_config"
             )
 
     @property
