@@ -23,7 +23,6 @@ import torch
 
 from actors.checkpoint import Checkpoint
 from actors.config import EngineConfig
-from actors.memory import keep_freed_blocks
 from actors.requests import Bytes, EngineFailure, Finished, ImpossiblePrompt, Tensors
 from protocol.messages import Sampling, TensorSpec, VersionSpan
 
@@ -75,8 +74,6 @@ class VllmEngine:
         self._ended_tokens = 0
         checkpoint = Checkpoint(Path(model))
         checkpoint.demand_plain_weights()
-        if current_platform.is_cpu():
-            keep_freed_blocks()
         self._stop_ids = checkpoint.stop_ids
         try:
             with warnings.catch_warnings(action="ignore"):  # they are about vLLM's own imports

@@ -15,20 +15,22 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
-from learner import checkpoint_files, distributed, exchange, metrics, model, optimizer
-from learner.checkpoint import Checkpoints
+from learner import distributed, exchange, metrics, optimizer
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
 from learner.loop import Learner, stop_reason
-from learner.model import Policy
 from learner.optimizer import Optimizer
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.model import Policy
+from learner.policy.reference import load_reference
 from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
-from learner.reference import load_reference
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 from protocol.sockets import own_address
@@ -111,7 +113,8 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
 def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps: Optimizer) -> Progress:
     """Where the run begins: at its newest checkpoint, if it is to be resumed. Collective.
 
-    Raises `ValueError` when there is none, when nothing is left to do, and when a new run would mix with an old one.
+    Raises `ValueError` when a new run would mix with an old one, and, where a checkpoint is required, when there is
+    none or nothing is left to do.
     """
     directory, newest = config.run.dir, checkpoints.latest()
     if not config.checkpoint.resume:
@@ -121,10 +124,14 @@ def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps
                 "go on with it by checkpoint.resume=true"
             )
         return Progress()
+    if newest is None and not config.checkpoint.required:
+        log.info("%s holds no whole checkpoint: beginning anew", directory)
+        return Progress()
     if newest is None:
         raise ValueError(f"checkpoint.resume=true: run.dir={directory} holds no whole checkpoint to go on from")
     restored = checkpoints.restore(policy, steps, newest)
-    if reason := stop_reason(config.learner, restored.policy_version, restored.rewards):
+    reason = stop_reason(config.learner, restored.policy_version, restored.rewards)
+    if reason and config.checkpoint.required:
         raise ValueError(
             f"checkpoint.resume=true: nothing is left to do after {newest}: {reason}; raise learner.steps or "
             "learner.target_reward, or write its model by `python -m learner.export`"

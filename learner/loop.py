@@ -14,18 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from learner import batch, exchange, metrics, reference
+from learner import batch, exchange, metrics
 from learner.batch import MicroBatch, TrainingSequence
-from learner.checkpoint import Checkpoints
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress, Totals
 from learner.config import LearnerConfig, LearnerRoot
 from learner.credit import Credited, credit, minibatches, untrained_sequences
 from learner.distributed import Ranks
 from learner.export import write_hf
 from learner.group_ranges import merged
 from learner.link import Link
-from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
-from learner.progress import Progress, Totals
+from learner.policy import reference
+from learner.policy.model import Policy, full_state
 from learner.publish.publisher import Publisher
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step

@@ -198,6 +198,9 @@ class Broker:
             try:
                 self._take(identity, message)
             except InvalidEvent as error:
+                if error.field.endswith("fingerprint"):
+                    self.collector.fingerprint_mismatches += 1
+                    log.error("weights that are not what they are said to be: %s", error)
                 self._refuse(identity, error.field, error.problem, fatal=True)
 
     def _take(self, identity: bytes, message: Message | Rejected) -> None:

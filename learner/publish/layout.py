@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
 from learner.distributed import Ranks
-from learner.lora import SCALE
-from learner.model import Policy, full_state
+from learner.policy.lora import SCALE
+from learner.policy.model import Policy, full_state
 from protocol.messages import TensorSpec
 from protocol.weights import ALIGNMENT
 

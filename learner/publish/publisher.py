@@ -22,13 +22,13 @@ import torch.distributed as dist
 
 from learner import metrics
 from learner.distributed import Ranks
-from learner.model import Policy
+from learner.policy.model import Policy
 from learner.publish import exchange_parts
 from learner.publish.changes import Changes, find, put
+from learner.publish.config import WeightsConfig
 from learner.publish.layout import Held, Layout, held, lay_out, tied
 from learner.publish.server import WeightServer
 from learner.publish.version import Step, seal, step_between
-from learner.weights_config import WeightsConfig
 from protocol.messages import WeightManifest
 from protocol.segments import Segment
 

@@ -14,7 +14,7 @@ from protocol.segments import Segment
 
 WIRE_VERSIONS = 10  # versions for which deltas go on to be made after an actor last asked for one over the wire
 STEPS_SHARE = 0.5  # of a whole version: what the deltas that are kept come to at most
-MOST_STEPS = 32
+MOST_STEPS = 8  # a manifest names the size of every shard's delta
 
 
 class Store:

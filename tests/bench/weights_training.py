@@ -1,8 +1,8 @@
 """How much of a version changes in a step, on real training runs, and what its delta comes to, for some learning rates.
 
-Two runs, both by the learner's own code: GRPO on the quickstart's task from its cold start, and supervised training of a
-Qwen3-shaped decoder of 9M parameters. Each trains some steps at a rate, with AdamW in float32, and the last step's
-versions are compared as they would be published.
+Two runs, both by the learner's own code: GRPO on the quickstart's task from its cold start, and supervised training
+of a Qwen3-shaped decoder of 9M parameters. Each trains some steps at a rate, with AdamW in float32, and the last
+step's versions are compared as they would be published.
 """
 
 import statistics
@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from learner import batch, distributed, model, optimizer, sft, tiny
+from learner import batch, distributed, optimizer, tiny
 from learner.config import OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.loss.config import LossConfig
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
-from learner.sft_config import SftConfig
-from learner.sft_data import training_sequences
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
+from learner.sft import __main__ as sft
+from learner.sft.config import SftConfig
+from learner.sft.data import training_sequences
 from learner.step import train_step
 from protocol import delta
 from protocol.messages import GroupBatch

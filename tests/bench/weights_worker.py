@@ -6,7 +6,6 @@ Run by `tests.bench.workers`; a request is a map with what to `do`. Rates are by
 import base64
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch.distributed as dist
 import zmq
 from safetensors import safe_open
 
+from actors.memory import keep_freed_blocks
 from actors.weights.fetched import FetchedVersion
 from actors.weights.receiver import WeightReceiver
 from protocol.codec import decode
@@ -130,6 +130,7 @@ TASKS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Answer until there is nothing more to do."""
     torch.set_num_threads(1)
+    keep_freed_blocks()
     serve(lambda request: TASKS[request.pop("do")](**request))
 
 

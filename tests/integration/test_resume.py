@@ -44,7 +44,7 @@ def test_a_killed_run_is_resumed_and_trains_every_group_once(
     model: Path, environment: dict[str, str], tmp_path: Path, journal: str
 ) -> None:
     run = tmp_path / "run"
-    with launch(run, model, environment, "learner.steps=100000") as launcher:
+    with launch(run, model, environment, "learner.steps=100000", "restarts=0") as launcher:
         try:
             deadline = time.monotonic() + SECONDS
             while len(lines(run / "metrics.jsonl")) < 6:

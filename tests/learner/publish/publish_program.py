@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from learner import distributed, model
+from learner import distributed
 from learner.distributed import Ranks
-from learner.model import full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
+from learner.publish.config import WeightsConfig
 from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
-from learner.weights_config import WeightsConfig
 from protocol.messages import WeightManifest
 from tests.published import tensors_of
 

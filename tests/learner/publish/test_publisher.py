@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from learner import model
 from learner.distributed import Ranks
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
 from learner.publish import changes
+from learner.publish.config import WeightsConfig
 from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
-from learner.weights_config import WeightsConfig
 from protocol.messages import WeightManifest
 from tests.published import tensors_of
 

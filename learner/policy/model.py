@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from learner import attention, lora, tensor_parallel
 from learner.batch import MicroBatch
-from learner.cost import cost_of
 from learner.distributed import Ranks
-from learner.linear import speed_up
-from learner.logprobs import chunked_logprobs
-from learner.model_config import ModelConfig, check_model
+from learner.policy import attention, lora, tensor_parallel
+from learner.policy.config import ModelConfig, check_model
+from learner.policy.cost import cost_of
+from learner.policy.linear import speed_up
+from learner.policy.logprobs import chunked_logprobs
 
 log = logging.getLogger("learner")
 
