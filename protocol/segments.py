@@ -20,6 +20,7 @@ import sys
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -45,7 +46,7 @@ class Segment:
         weakref.finalize(self, os.close, self.fd)
         try:
             os.posix_fallocate(self.fd, 0, nbytes)  # now, and not by a SIGBUS when a page is first touched
-            mapped = mmap.mmap(self.fd, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self.data: Bytes = _map(os.dup(self.fd), nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             raise OSError(
                 f"no {nbytes / 1e9:.2f} GB of memory for another weight version ({error.strerror}): lower "
@@ -56,7 +57,6 @@ class Segment:
             fcntl.F_ADD_SEALS,
             fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL,
         )
-        self.data: Bytes = np.frombuffer(mapped, dtype=np.uint8)
         self._lent: list[weakref.ref[Bytes]] = []
 
     def lend(self, begin: int, end: int) -> Bytes:
@@ -197,12 +197,50 @@ class SegmentReader:
         if file.st_size < nbytes or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & needed != needed:
             raise OSError("the owner of the shared memory sent something else")
         if file.st_ino not in self._mapped:
-            mapped = mmap.mmap(descriptor, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-            self._mapped[file.st_ino] = np.frombuffer(mapped, dtype=np.uint8)
+            self._mapped[file.st_ino] = _map(os.dup(descriptor), nbytes, mmap.PROT_READ)
             while len(self._mapped) > REMEMBERED:
                 self._mapped.popitem(last=False)
         self._mapped.move_to_end(file.st_ino)
         return self._mapped[file.st_ino]
+
+
+# ---------------------------------------------------------------- within one actor, whose engine has several processes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where another process of this user finds some bytes, as long as this one holds them."""
+
+    path: str
+    offset: int
+
+
+_descriptors: "weakref.WeakKeyDictionary[mmap.mmap, int]" = weakref.WeakKeyDictionary()
+
+
+def _map(descriptor: int, nbytes: int, protection: int) -> Bytes:
+    """Map a descriptor, which is closed when the last view of the mapping is gone."""
+    mapped = mmap.mmap(descriptor, nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, protection)
+    _descriptors[mapped] = descriptor
+    weakref.finalize(mapped, os.close, descriptor)
+    return np.frombuffer(mapped, dtype=np.uint8)
+
+
+def place_of(data: Bytes) -> Place | None:
+    """Where `data`, a view of a segment's memory, is to be found; None for memory of this process alone."""
+    owner: Any = data
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if not isinstance(owner, mmap.mmap) or owner not in _descriptors:
+        return None
+    begin = np.frombuffer(owner, dtype=np.uint8).ctypes.data
+    return Place(f"/proc/{os.getpid()}/fd/{_descriptors[owner]}", data.ctypes.data - begin)
+
+
+def read_file(path: str) -> Bytes:
+    """All bytes behind the path of a `Place`, [N] uint8, read-only, where they lie. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return _map(descriptor, os.fstat(descriptor).st_size, mmap.PROT_READ)
 
 
 def available() -> bool:

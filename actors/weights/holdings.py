@@ -12,6 +12,7 @@ from actors.requests import Bytes
 from protocol import delta
 from protocol.delta import DamagedDelta
 from protocol.messages import Shard, ShardRequest, WeightManifest
+from protocol.segments import Segment
 from protocol.weights import checksum
 
 UNKNOWN = -1  # in place of a version
@@ -26,7 +27,7 @@ class Holdings:
 
     def __init__(self, goal: WeightManifest) -> None:
         sizes = [shard.nbytes for shard in goal.shards]
-        self.data: Bytes = np.empty(sum(sizes), dtype=np.uint8)  # [N]
+        self.data: Bytes = Segment(sum(sizes)).data  # [N]; an engine of several processes reads it from all of them
         self.versions = [UNKNOWN] * len(sizes)  # at which each shard stands
         self.checksums = [""] * len(sizes)  # those that were verified
         self._offsets = [0, *np.cumsum(sizes).tolist()]

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.segments import Segment, SegmentReader, SegmentServer, available
+from protocol.segments import Place, Segment, SegmentReader, SegmentServer, available, place_of, read_file
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
 
-SIZE = 3 * 2**20 + 5
+SIZE = 3 * 2**20 + 4
 
 
 class Owner:
@@ -171,6 +171,42 @@ def test_memory_that_is_not_there_is_an_error_that_names_the_cure(monkeypatch: p
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"0\.00 GB .*No space left.* learner\.versions_kept"):
         Segment(SIZE)
+
+
+def read_elsewhere(place: Place, pipe: Connection) -> None:
+    pipe.send(bytes(read_file(place.path)[place.offset : place.offset + 100]))
+
+
+def test_another_process_finds_the_bytes_by_their_place(owner: Owner) -> None:
+    segment = owner.add(0)
+    reader = SegmentReader(owner.server.name)
+    taken = reader.take(0)
+    assert taken is not None
+    ours, theirs = multiprocessing.Pipe()
+    for data in (segment.data[500:], taken[500:][:1000], segment.data.view(np.uint32)[125:].view(np.uint8)):
+        place = place_of(data)
+        assert place is not None
+        assert place.offset == 500
+        process = multiprocessing.get_context("fork").Process(target=read_elsewhere, args=(place, theirs))
+        process.start()
+        assert ours.recv() == content(0)[500:600].tobytes()
+        process.join()
+    assert place_of(np.zeros(10, dtype=np.uint8)) is None
+    reader.close()
+    for pipe in (ours, theirs):
+        pipe.close()
+
+
+def test_descriptors_are_closed_with_the_last_view() -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    segment = Segment(SIZE)
+    view = segment.data[100:200]
+    del segment
+    assert place_of(view) is not None
+    del view
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def own_and_wait(pipe: Connection) -> None:
