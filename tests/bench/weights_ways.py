@@ -2,7 +2,8 @@
 
 The learner's part (store, deltas, server) runs here, each actor in a process of its own; all on one machine, so that
 what goes over the wire goes over loopback, and all share its cores. A version's seconds are those of the slowest actor,
-from the offer until its parameters are copied.
+from the offer until its parameters are copied. The limits are measured anew with every version, one after the other, so
+that what else the machine does disturbs both alike; figures and ratios are medians over the versions.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from tests.bench.workers import Worker
 GB = 10**9
 TENSORS = 40  # of equal size, as the layers of a decoder
 CHUNK = 4 * 2**20  # bytes of a raw message; the fastest on loopback
-MOST_FOR_LIMITS = 2 * GB  # limits are rates: larger versions need no larger measurement
-REPEATS = 3
+MOST_FOR_LIMITS = GB // 2  # limits are rates: larger versions need no larger measurement
+REPEATS = 3  # of a limit's measurement, of which the middle one counts
 BASELINE = 0.35  # GB of a process without weights
 
 
@@ -50,12 +51,10 @@ class Case:
     encoding: str  # full, delta
     receivers: int
 
-    @property
-    def memory(self) -> float:
-        """GB that it needs: two versions at the learner, parameters and, off the learner's host, what is held."""
-        return 2 * self.gigabytes + self.receivers * (
-            BASELINE + self.gigabytes * (1 if self.way == "shared memory" else 2)
-        )
+    def memory(self, versions: int) -> float:
+        """GB that it needs: versions at the learner, parameters and, off the learner's host, what is held."""
+        copies = 1 if self.way == "shared memory" else 2
+        return min(versions, 2) * self.gigabytes + self.receivers * (BASELINE + self.gigabytes * copies)
 
 
 class Learner:
@@ -117,23 +116,21 @@ def layout(gigabytes: float) -> tuple[TensorSpec, ...]:
 
 
 def measure(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """Every case, each with the limits of its size and number of receivers."""
+    """Every case, beside the limits of its size and number of receivers."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     workers = [Worker("tests.bench.weights_worker", threads=1) for _ in range(max(options.receivers))]
     try:
         for gigabytes, receivers in itertools.product(options.sizes, options.receivers):
-            some = workers[:receivers]
-            limits = measure_limits(some, min(round(gigabytes * GB), MOST_FOR_LIMITS), work)
-            print(f"\n{gigabytes:g} GB, {receivers} receivers; GB/s: " + ", ".join(
-                f"{name} {rate:.1f}" for name, rate in limits.items()
-            ), flush=True)  # fmt: skip
+            print(f"\n{gigabytes:g} GB, {receivers} receivers", flush=True)
             for way, encoding in ways(receivers):
                 case = Case(gigabytes, way, encoding, receivers)
-                if case.memory > options.memory:
-                    row = describe(case) | {"skipped": f"needs {case.memory:.0f} GB of memory"}
+                versions = options.versions if case.memory(options.versions) <= options.memory else 1
+                row = describe(case)
+                if case.memory(versions) > options.memory:
+                    row["skipped"] = f"needs {case.memory(versions):.0f} GB of memory"
                 else:
-                    row = describe(case) | measure_case(case, some, options) | {"limits": limits}
+                    row |= measure_case(case, workers[:receivers], versions, options.changed, work)
                 rows.append(row)
                 show(row)
     finally:
@@ -159,33 +156,50 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
-def measure_case(case: Case, workers: list[Worker], options: argparse.Namespace) -> dict[str, Any]:
-    """Some versions over one way: the first alone, of the others medians."""
+def measure_case(case: Case, workers: list[Worker], versions: int, changed: float, work: Path) -> dict[str, Any]:
+    """Some versions over one way. The first one, for which memory is new, counts by itself alone."""
+    limited = min(round(case.gigabytes * GB), MOST_FOR_LIMITS)
+    path = mapped_file(work, limited)
     with ExitStack() as stack:
-        learner = Learner(case, options.changed, stack)
+        learner = Learner(case, changed, stack)
         ask_all(workers, lambda _: {"do": "begin", "nbytes": learner.nbytes})
         rounds = []
-        for _ in range(options.versions):
+        for _ in range(versions):
             manifest = base64.b64encode(bytes(encode(learner.publish())[0])).decode()
             before = served()
             answers = ask_all(workers, lambda _, text=manifest: {"do": "fetch", "manifest": text})
-            rounds.append({"answers": answers, "served": served() - before})
+            sent = served() - before
+            rounds.append(figures(case, learner, answers, sent, measure_limits(workers, limited, path)))
         ask_all(workers, lambda _: {"do": "end"})
+    path.unlink()
     first, *rest = rounds
-    seconds = statistics.median(slowest(each["answers"]) for each in rest)
+    row: dict[str, Any] = {"bytes": learner.nbytes, "first_seconds": first["seconds"]}
+    for name in first:
+        row[name] = statistics.median(each[name] for each in rest or rounds)
+    row["coding_seconds"] = statistics.median(learner.coding_seconds) if learner.coding_seconds else None
+    row["sealing_seconds"] = statistics.median(learner.sealing_seconds)
+    return row
+
+
+def figures(
+    case: Case, learner: Learner, answers: list[Mapping[str, float]], sent: float, limits: Mapping[str, float]
+) -> dict[str, float]:
+    """One version: seconds, rates in GB/s, and what share of its limit each rate is."""
+    seconds, fetch = slowest(answers), max(answer["fetch_seconds"] for answer in answers)
+    rate = learner.nbytes / seconds / GB
+    arrived = case.receivers * learner.nbytes / fetch / GB  # verified, in the memory of all receivers
     return {
-        "bytes": learner.nbytes,
-        "first_seconds": slowest(first["answers"]),
         "seconds": seconds,
-        "fetch_seconds": statistics.median(max(a["fetch_seconds"] for a in each["answers"]) for each in rest),
-        "pause_seconds": statistics.median(max(a["copy_seconds"] for a in each["answers"]) for each in rest),
-        "gigabytes_per_second": learner.nbytes / seconds / GB,
-        "all_gigabytes_per_second": case.receivers * learner.nbytes / seconds / GB,
-        "learner_bytes": statistics.median(each["served"] for each in rest),
-        "wire_bytes": statistics.median(sum(a["wire_bytes"] for a in each["answers"]) for each in rest),
-        "coding_seconds": statistics.median(learner.coding_seconds) if learner.coding_seconds else None,
-        "sealing_seconds": statistics.median(learner.sealing_seconds),
-        "ways": sorted({answer["way"] for answer in first["answers"]}),
+        "fetch_seconds": fetch,
+        "pause_seconds": max(answer["copy_seconds"] for answer in answers),
+        "gigabytes_per_second": rate,
+        "learner_bytes": sent,
+        "wire_bytes": sum(answer["wire_bytes"] for answer in answers),
+        **{f"limit: {name}": value for name, value in limits.items()},
+        "of_memcpy": rate / limits["memcpy"],
+        "of_safetensors": rate / limits["safetensors"],
+        "of_raw_zmq": arrived / limits["raw zmq"],
+        "of_gloo": arrived / limits["gloo"],
     }
 
 
@@ -211,13 +225,11 @@ def show(row: Mapping[str, Any]) -> None:
     if "skipped" in row:
         print(f"{head} {row['skipped']}", flush=True)
         return
-    limits = row["limits"]
     print(
-        f"{head} {row['seconds']:8.3f} s (first {row['first_seconds']:.3f})  {row['gigabytes_per_second']:6.2f} GB/s  "
-        f"pause {1e3 * row['pause_seconds']:6.1f} ms  learner sent {row['learner_bytes'] / row['bytes']:.3f} versions  "
-        f"of safetensors {row['gigabytes_per_second'] / limits['safetensors']:.2f}  "
-        f"of raw zmq {row['all_gigabytes_per_second'] / limits['raw zmq']:.2f}  "
-        f"of gloo {row['all_gigabytes_per_second'] / limits['gloo']:.2f}",
+        f"{head} {row['seconds']:8.3f} s (first {row['first_seconds']:7.3f})  {row['gigabytes_per_second']:6.2f} GB/s  "
+        f"copy into parameters {1e3 * row['pause_seconds']:6.1f} ms  "
+        f"learner sent {row['learner_bytes'] / row['bytes']:.3f} versions  of safetensors {row['of_safetensors']:.2f}  fetched: of raw zmq {row['of_raw_zmq']:.2f}, of gloo "
+        f"{row['of_gloo']:.2f}",
         flush=True,
     )
 
@@ -225,20 +237,23 @@ def show(row: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------- limits
 
 
-def measure_limits(workers: list[Worker], nbytes: int, work: Path) -> dict[str, float]:
-    """GB/s: of one process where memory is the limit, of all receivers together where the wire is."""
+def mapped_file(work: Path, nbytes: int) -> Path:
+    """A safetensors file of so many bytes, in the page cache."""
     path = work / "weights.safetensors"
     words = nbytes // 2 // TENSORS
     save_file({f"layer.{index}": torch.ones(words, dtype=torch.bfloat16) for index in range(TENSORS)}, path)
+    return path
+
+
+def measure_limits(workers: list[Worker], nbytes: int, path: Path) -> dict[str, float]:
+    """GB/s: of one process where memory is the limit, of all receivers together where the wire is."""
     copied = workers[0].ask({"do": "memcpy", "nbytes": nbytes, "repeats": REPEATS})
     mapped = workers[0].ask({"do": "safetensors", "path": str(path), "repeats": REPEATS})
-    path.unlink()
-    wire = min(nbytes, GB)
     return {
         "memcpy": nbytes / statistics.median(copied) / GB,
         "safetensors": nbytes / statistics.median(mapped) / GB,
-        "raw zmq": statistics.median(raw_zmq(workers, wire) for _ in range(REPEATS)) / GB,
-        "gloo": gloo(workers, wire) / GB,
+        "raw zmq": raw_zmq(workers, nbytes) / GB,
+        "gloo": gloo(workers, nbytes) / GB,
     }
 
 
