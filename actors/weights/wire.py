@@ -111,16 +111,17 @@ class Wire:
             return FetchedVersion(self._holdings.goal, self._holdings.data, way, self._wire_bytes, seconds)
         if self._silence.passed:
             self._stir()
-        self._ask()
         return None
 
     def _receive(self) -> None:
         for line in (self._learner, self._parent):
-            for _ in range(MESSAGES_A_TURN if line is not None else 0):
-                assert line is not None
+            if line is None:
+                continue
+            for _ in range(MESSAGES_A_TURN):
                 if (message := line.receive()) is None:
                     break
                 self._on(message, line)
+                self._ask()  # before the next message is looked at, so that the source has always something to send
 
     def give_back(self, fetched: FetchedVersion) -> None:
         """Its bytes may change again: nothing to be done, the next `begin` comes after this."""

@@ -7,12 +7,22 @@ import numpy as np
 import pytest
 from weight_server import ARRIVAL_SECONDS, SIZE, Server
 
-from actors.weights import wire
+from actors.weights import relay, wire
 from actors.weights.fetched import FetchedVersion, WeightsUnavailable
 from actors.weights.receiver import WeightReceiver
 from actors.weights.wire import ATTEMPTS
 from protocol import delta
-from protocol.messages import Loaded, Shard, ShardGone, ShardRequest, TensorSpec, WeightManifest
+from protocol.clock import Deadline
+from protocol.messages import (
+    Loaded,
+    Shard,
+    ShardGone,
+    ShardRequest,
+    Source,
+    SourceRequest,
+    TensorSpec,
+    WeightManifest,
+)
 
 
 @pytest.fixture
@@ -221,12 +231,11 @@ def test_a_server_that_comes_back_at_its_address_is_asked_for_the_rest(
     receiver.offer(first.manifest(0, shards=4))
     asked = first.requests(4)
     first.answer(*asked[3])
-    address, data = first.router.address, first.data
+    data = first.data
     nothing(receiver)
     first.router.close()
-    second = Server()
-    second.router.close()
-    second.router, second.data = type(first.router)(address), data
+    second = Server(first.router.address)
+    second.data = data
     seen = set()
     while len(seen) < 3:
         peer, request = second.request()
@@ -386,3 +395,48 @@ def test_a_shard_whose_delta_fails_is_fetched_whole(server: Server, receiver: We
     assert (again.version, again.shard, again.delta) == (1, 0, False)
     server.answer(again_peer, again)
     np.testing.assert_array_equal(whole(receiver).data, shards(server, 1))
+
+
+# ---------------------------------------------------------------- relays
+
+
+def test_a_child_waits_for_a_parent_that_waits_itself_and_gets_each_shard_as_it_comes(
+    server: Server, receiver: WeightReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.6)
+    monkeypatch.setattr(relay, "PROMISE_SECONDS", 0.05)
+    receiver.offer(server.manifest(0, shards=3))
+    asked = server.requests(3)
+    server.source = server.asked_sources[0].endpoint
+    child = WeightReceiver(seconds=30.0)
+    child.offer(server.manifests[0])
+    assert server.router.readable(ARRIVAL_SECONDS)
+    received = server.router.receive()
+    assert received is not None
+    peer, question = received
+    assert isinstance(question, SourceRequest)
+    server.router.send(peer, Source(version=0, endpoint=server.source))
+    assert not server.router.readable(0.4), "neither asks the server: the child trusts its parent"
+    for each in asked[:2]:
+        server.answer(*each)
+    deadline = Deadline(ARRIVAL_SECONDS)
+    while "2 of 3" not in child.progress and not deadline.passed:
+        time.sleep(0.01)
+    assert "2 of 3" in child.progress, "what the parent has it passes on, though it has not all"
+    server.answer(*asked[2])
+    for each in (receiver, child):
+        np.testing.assert_array_equal(whole(each).data, shards(server, 0))
+    child.close()
+
+
+def test_a_parent_that_gives_up_sends_its_child_to_the_server(server: Server, receiver: WeightReceiver) -> None:
+    receiver.offer(server.manifest(0, shards=2))
+    asked = server.requests(2)
+    server.source = server.asked_sources[0].endpoint
+    child = WeightReceiver(seconds=30.0)
+    child.offer(server.manifests[0])
+    server.router.send(asked[0][0], ShardGone(version=0))
+    for _ in range(2):
+        server.answer(*server.request())
+    np.testing.assert_array_equal(whole(child).data, shards(server, 0))
+    child.close()

@@ -225,13 +225,15 @@ def show(row: Mapping[str, Any]) -> None:
     if "skipped" in row:
         print(f"{head} {row['skipped']}", flush=True)
         return
-    print(
-        f"{head} {row['seconds']:8.3f} s (first {row['first_seconds']:7.3f})  {row['gigabytes_per_second']:6.2f} GB/s  "
-        f"copy into parameters {1e3 * row['pause_seconds']:6.1f} ms  "
-        f"learner sent {row['learner_bytes'] / row['bytes']:.3f} versions  of safetensors {row['of_safetensors']:.2f}  fetched: of raw zmq {row['of_raw_zmq']:.2f}, of gloo "
-        f"{row['of_gloo']:.2f}",
-        flush=True,
+    parts = (
+        f"{row['seconds']:8.3f} s (first {row['first_seconds']:7.3f})",
+        f"{row['gigabytes_per_second']:6.2f} GB/s",
+        f"copy into parameters {1e3 * row['pause_seconds']:6.1f} ms",
+        f"learner sent {row['learner_bytes'] / row['bytes']:.3f} versions",
+        f"of safetensors {row['of_safetensors']:.2f}",
+        f"fetched: of raw zmq {row['of_raw_zmq']:.2f}, of gloo {row['of_gloo']:.2f}",
     )
+    print(f"{head} {'  '.join(parts)}", flush=True)
 
 
 # ---------------------------------------------------------------- limits
