@@ -31,6 +31,7 @@ from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
+from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 from protocol.sockets import own_address
@@ -48,6 +49,7 @@ def main(tree: DictConfig) -> None:
     assert isinstance(config, LearnerRoot)
     try:
         check(config)
+        security.lock(config.security, config.broker, "learner")
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
         ranks = distributed.start(

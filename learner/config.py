@@ -9,6 +9,7 @@ from learner.loss.config import LossConfig, check_loss
 from learner.policy.config import ModelConfig, check_model
 from learner.publish.config import WeightsConfig, check_weights
 from protocol.options import option
+from protocol.security import SecurityConfig, check_security
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,10 +69,12 @@ class LearnerRoot:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def check(config: LearnerRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    check_security(config.security)
     learner = config.learner
     for key, value, allowed in (
         ("learner.device", learner.device, ("auto", "cpu", "cuda")),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from protocol.options import option
+from protocol.security import SecurityConfig, check_security
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,10 +27,12 @@ class VerifierRoot:
     broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def check(config: VerifierRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    check_security(config.security)
     verifier = config.verifier
     for name in ("workers", "backlog", "checks_per_worker"):
         if getattr(verifier, name) < 1:

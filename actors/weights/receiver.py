@@ -290,7 +290,7 @@ class _Fetching(threading.Thread):
         if self._desk is None or self._desk.peer != endpoint.encode():
             if self._desk is not None:
                 self._desk.close()
-            self._desk = Dealer(endpoint)
+            self._desk = Dealer(endpoint, listener="learner")
         self._desk.send(loaded)
 
     def _hand_over(self, result: FetchedVersion | WeightsUnavailable) -> None:

@@ -45,7 +45,7 @@ class Wire:
         self.endpoint = endpoint
         try:
             self._relay = Relay(own_address(endpoint))
-            self._learner = Dealer(endpoint)
+            self._learner = Dealer(endpoint, listener="learner")
         except (ValueError, OSError) as error:
             raise WayLost(str(error)) from None
         self._parent: Dealer | None = None  # an actor of whom it fetches
@@ -190,7 +190,7 @@ class Wire:
         self._heard()
         if message.endpoint and message.endpoint != self._relay.endpoint and self._parent is None:
             try:
-                self._parent = Dealer(message.endpoint)
+                self._parent = Dealer(message.endpoint, listener="actor")
             except ValueError as error:
                 log.warning("the learner sent this actor to %s: %s", message.endpoint, error)
 

@@ -17,9 +17,12 @@ from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalFailed, journal_path
 from learner.broker.service import Broker
 from learner.broker.tasks import open_tasks
+from protocol import security
 from protocol.sockets import Router
 
 log = logging.getLogger("broker")
+
+MESSAGE_BYTES = 2**28  # largest frame that a peer may send: a rollout has kilobytes, a manifest some megabytes
 
 ConfigStore.instance().store(name="broker_schema", node=BrokerRoot)
 
@@ -32,9 +35,10 @@ def main(tree: DictConfig) -> None:
     assert isinstance(config, BrokerRoot)
     try:
         check(config)
+        security.lock(config.security, config.broker, "broker")
         tasks = open_tasks(config.task, config.run.seed)
         journal = open_journal(config)
-        router = Router(config.broker)
+        router = Router(config.broker, largest=MESSAGE_BYTES)
     except (ValueError, OSError, JournalFailed) as error:
         sys.exit(f"broker: {error}")
     host = urlsplit(router.address).hostname or "127.0.0.1"

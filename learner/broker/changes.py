@@ -75,6 +75,7 @@ class Saved:
     batches: dict[int, tuple[int, ...]]  # policy version → the groups that it consumes
     fingerprints: dict[int, tuple[str, ...]]  # policy version → the weights that were published as it
     histories: dict[str, tuple[int, int, bool]]  # task → rollouts, passed, retired
+    dropped: dict[int, str]  # group → reason
 
     @property
     def ranges(self) -> list[GroupRange]:

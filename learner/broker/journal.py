@@ -267,6 +267,7 @@ def _read(cursor: sqlite3.Cursor, group_size: int, seed: int) -> Saved:
             task_id: (rollouts, passed, bool(retired))
             for task_id, rollouts, passed, retired in cursor.execute("SELECT * FROM tasks")
         },
+        dropped=dict(cursor.execute("SELECT * FROM dropped ORDER BY group_id")),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from learner.broker.rates import Bucket
 from protocol.messages import Heartbeat, Hello
 
 
@@ -13,6 +14,7 @@ class Peer:
     identity: bytes  # its address on the router
     hello: Hello
     last_heard: float
+    bucket: Bucket  # how much it may say
     last_delivery: float  # when it last brought a rollout or a verdict, or got its first
     capacity: int = 0
     received: int = 0  # the last `seq` that came from it
@@ -60,9 +62,9 @@ class Members:
                 return peer
         return None
 
-    def join(self, identity: bytes, hello: Hello, now: float) -> Peer:
+    def join(self, identity: bytes, hello: Hello, bucket: Bucket, now: float) -> Peer:
         """Take a peer in."""
-        peer = self._peers[identity] = Peer(identity, hello, last_heard=now, last_delivery=now)
+        peer = self._peers[identity] = Peer(identity, hello, last_heard=now, bucket=bucket, last_delivery=now)
         return peer
 
     def leave(self, identity: bytes) -> None:

@@ -20,6 +20,7 @@ class BrokerCollector(Collector):
         self.members = members
         self.rejected_messages = 0
         self.fingerprint_mismatches = 0
+        self.flooding_messages = 0
 
     def collect(self) -> Iterable[Metric]:
         """One sample of every metric."""
@@ -54,6 +55,7 @@ class BrokerCollector(Collector):
             self.fingerprint_mismatches,
         )
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
+        yield _counter("broker_messages_flooding", "Messages beyond the rate of their peer", self.flooding_messages)
         dropped = CounterMetricFamily("broker_groups_dropped", "Groups dropped", labels=["reason"])
         for reason, count in sorted(stream.dropped.items()):
             dropped.add_metric([reason], count)

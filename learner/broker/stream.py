@@ -620,12 +620,11 @@ class Stream:
 
     def consumed(self, policy_version: int, group_ids: Sequence[int]) -> None:
         """The learner trained the batch and stands at `policy_version` now. Told again, it changes nothing."""
-        if policy_version == self.version and self.batches.get(policy_version - 1, tuple(group_ids)) == tuple(
-            group_ids
-        ):
+        trained = tuple(group_ids)
+        if policy_version <= self.version and self.batches.get(policy_version - 1, trained) == trained:
             self._duplicate()
             return
-        if self.batches.get(self.version) != tuple(group_ids):
+        if self.batches.get(self.version) != trained:
             raise InvalidEvent("group_ids", "are not the groups that were handed out last")
         if policy_version != self.version + 1:
             raise InvalidEvent("policy_version", f"must follow {self.version}, got {policy_version}")

@@ -2,52 +2,23 @@
 
 import random
 import sqlite3
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, rollout, train
+from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, pictured, rollout, train
 
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
 from learner.broker.journal import Journal, JournalFailed
 from learner.broker.retirement import Retirement
-from learner.broker.stream import Stream
+from learner.broker.stream import InvalidEvent, Stream
 from learner.group_ranges import merged
 
 RUN = {"run.seed": 0}
 SIZE = 3
-
-
-def pictured(stream: Stream) -> dict[str, Any]:
-    """All of a stream that outlives its process, comparable."""
-    state = asdict(stream.state())
-    state["counts"] = {name: count for name, count in state["counts"].items() if count}
-    return {
-        "state": state,
-        "groups": {
-            group.group_id: (
-                group.task,
-                group.lease_version,
-                group.seeds,
-                group.leases,
-                sorted(group.lease_ids),
-                [
-                    (each.state, each.checks, each.verdict, each.rollout and each.rollout.token_versions.tolist())
-                    for each in group.samples
-                ],
-            )
-            for group in stream.groups.values()
-        },
-        "leases": {each.lease_id: (each.actor, each.group_id, sorted(each.samples)) for each in stream.leases.values()},
-        "batches": stream.batches,
-        "fingerprints": stream.fingerprints,
-        "ready": stream._ready,
-        "retired": (stream.retirement.retired, stream.retirement.histories),
-    }
 
 
 @dataclass
@@ -263,6 +234,26 @@ def test_the_word_of_a_step_that_was_lost_with_the_broker_is_taken_from_the_chec
     again = written(path, stream)
     assert again.resume(1, merged((), [0]), checkpoints=True)
     assert (again.version, again.consumed_groups) == (1, 1)
+
+
+def test_the_word_of_several_steps_may_come_again_when_no_acknowledgement_did(path: Path) -> None:
+    """Two brokers in a row died after they had written a step and before they could say so."""
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=2)
+    stream.resume(0, (), checkpoints=True)
+    order = []
+    for _ in range(3):
+        lease = stream.grant("a", 10, 0.0)
+        assert lease is not None
+        finish(stream, lease)
+        order += train(stream)
+    again = written(path, stream)
+    for version, group in enumerate(order, start=1):
+        again.consumed(version, [group])
+    assert (again.version, again.consumed_groups, again.counts["duplicates"]) == (3, 3, 3)
+    with pytest.raises(InvalidEvent, match="not the groups that were handed out"):
+        again.consumed(2, [order[0]])
+    with pytest.raises(InvalidEvent, match="not the groups that were handed out"):
+        again.consumed(4, [order[0]])
 
 
 def test_a_learner_that_comes_back_gets_the_same_batches_and_nothing_new_until_it_stands_where_it_stood(
