@@ -49,8 +49,9 @@ class Segment:
             self.data: Bytes = _map(os.dup(self.fd), nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             raise OSError(
-                f"no {nbytes / 1e9:.2f} GB of memory for another weight version ({error.strerror}): lower "
-                "learner.versions_kept, publish in bfloat16, or raise the memory limit of the learner's process"
+                f"no {nbytes / 1e9:.2f} GB of memory for a weight version ({error.strerror}): raise the memory limit "
+                "of this process, publish in bfloat16 (learner.publish_dtype), or let the learner keep fewer versions "
+                "(learner.versions_kept)"
             ) from None
         fcntl.fcntl(
             self.fd,

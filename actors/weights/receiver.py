@@ -239,7 +239,10 @@ class _Fetching(threading.Thread):
             self._way = way = None
             self._way, self._way_of = self._find_way(goal), goal
         assert self._way is not None, "there is a way, or an error"
-        self._way.begin(goal)
+        try:
+            self._way.begin(goal)
+        except OSError as error:
+            raise WeightsUnavailable(f"version {goal.version}: {error}") from None
 
     def _find_way(self, goal: WeightManifest) -> Way:
         if goal.local and goal.local != self._no_shared_memory:

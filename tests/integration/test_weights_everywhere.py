@@ -1,25 +1,29 @@
 """The learner's weight server and actors' receivers on real sockets: every way, many receivers, and what goes wrong."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from actors.weights import shared, wire
-from actors.weights.fetched import FetchedVersion
+from actors.weights.fetched import FetchedVersion, WeightsUnavailable
 from actors.weights.receiver import WeightReceiver
 from learner import metrics
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
 from learner.publish.version import PublishedVersion, seal, step_between
-from protocol import weights
+from protocol import security, weights
 from protocol.clock import Deadline
-from protocol.messages import WeightManifest
+from protocol.codec import decode, encode
+from protocol.messages import Shard, ShardRequest, WeightManifest
 from protocol.segments import SegmentReader
+from protocol.sockets import Dealer
 from tests.published import publish
 
 SECONDS = 20.0
@@ -275,3 +279,85 @@ def test_an_actor_with_a_learner_that_dies_keeps_what_it_has_and_follows_the_nex
     second.publish(), second.publish()
     receiver.offer(second.publish(0.5))
     assert_holds(fetch(receiver), second, 2)
+
+
+def test_an_actor_that_does_not_read_what_it_asked_for_disturbs_nobody(stack: ExitStack) -> None:
+    learner = Learner(stack)
+    slow = stack.enter_context(Dealer(learner.server.address.endpoint))
+    (receiver,) = receivers(stack, 1)
+    for version in range(6):
+        manifest = learner.publish(0.9)
+        for shard in range(len(manifest.shards)):
+            slow.send(ShardRequest(version=version, shard=shard))
+        offer_all([receiver], manifest)
+        assert_holds(fetch(receiver), learner, version)
+    messages = [slow.receive(5.0) for _ in range(3)]
+    for index, message in enumerate(messages):
+        assert isinstance(message, Shard)
+        truth = learner.published[0].segment.data
+        np.testing.assert_array_equal(message.data, truth[index * 2**18 : (index + 1) * 2**18])
+
+
+def test_an_actor_without_memory_for_a_version_says_so(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(stack)
+    manifest = learner.publish()
+    (receiver,) = receivers(stack, 1)
+
+    def full(*arguments: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    receiver.offer(manifest)
+    assert receiver.socket.poll(5000)
+    with pytest.raises(WeightsUnavailable, match=r"version 0: no 0\.00 GB .*Cannot allocate memory.*memory limit"):
+        receiver.receive()
+
+
+def test_with_keys_actors_fetch_of_the_learner_and_of_each_other(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    security.make(tmp_path / "keys")
+    keys = {role: security.load(tmp_path / "keys", role) for role in ("learner", "actor")}
+    monkeypatch.setattr(security, "in_use", lambda: keys["learner"])
+    learner = Learner(stack, fanout=1)
+    monkeypatch.setattr(security, "in_use", lambda: keys["actor"])
+    actors = receivers(stack, 3)
+    for version in range(2):
+        offer_all(actors, learner.publish())
+        fetched = [fetch(actor) for actor in actors]
+        for each in fetched:
+            assert_holds(each, learner, version)
+        assert sorted(each.way for each in fetched) == ["relay", "relay", "zmq"]
+
+
+def serve_and_wait(ready: object, names: object) -> None:
+    """A learner with one version in a process of its own."""
+    weights.LEAST_SHARD = 2**18
+    with ExitStack() as stack:
+        learner = Learner(stack)
+        names.put(encode(learner.publish())[0])  # type: ignore[attr-defined]
+        learner.server._router.send = lambda *arguments: True  # type: ignore[method-assign]  # what it sends is lost
+        ready.set()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_a_learner_that_is_killed_while_it_serves_leaves_no_half_version(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.2)
+    spawned = multiprocessing.get_context("spawn")
+    ready, names = spawned.Event(), spawned.Queue()
+    first = spawned.Process(target=serve_and_wait, args=(ready, names))
+    first.start()
+    manifest = decode([names.get(timeout=SECONDS)])
+    assert isinstance(manifest, WeightManifest)
+    assert ready.wait(SECONDS)
+    (receiver,) = receivers(stack, 1)
+    receiver.offer(manifest)
+    time.sleep(0.3)
+    first.kill()
+    first.join()
+    assert receiver.receive() is None
+    second = Learner(stack)
+    receiver.offer(second.publish(1.0))
+    assert_holds(fetch(receiver), second, 0)

@@ -169,7 +169,7 @@ def test_memory_that_is_not_there_is_an_error_that_names_the_cure(monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"0\.00 GB .*No space left.* learner\.versions_kept"):
+    with pytest.raises(OSError, match=r"0\.00 GB .*No space left.*learner\.versions_kept"):
         Segment(SIZE)
 
 

@@ -166,6 +166,20 @@ def test_what_fails_in_the_thread_is_raised_by_the_next_call(
         assert published.announced == []
 
 
+def test_without_memory_for_a_version_training_ends_with_the_cure(
+    ranks: Ranks, model_directory: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = model.load(model_directory("llama", True), ranks, ModelConfig(logprob_chunk=8))
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Published(policy, ranks, WeightsConfig(), None) as published, monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"learner\.versions_kept"):
+            published.publisher.publish(0)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
 def test_changes_lead_from_the_old_part_to_the_new(share: float, dtype: torch.dtype) -> None:
