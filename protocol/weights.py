@@ -12,7 +12,7 @@ from protocol.messages import ShardSpec, TensorSpec
 ALIGNMENT = 64  # bytes: a tensor begins at a multiple, the gap before it is filled with zeros
 LEAST_SHARD = 4 * 2**20  # bytes; smaller messages cost more than they carry
 GREATEST_SHARD = 16 * 2**20  # beyond it every message is memory that the system maps afresh: ZeroMQ falls to a third
-SHARDS = 2048  # a version has about so many at most, so that its manifest stays small
+SHARDS = 512  # a version has about so many at most, so that its manifest, which goes to every actor, stays small
 
 
 def shard_bytes(total: int) -> int:

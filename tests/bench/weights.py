@@ -28,7 +28,7 @@ def main() -> None:
     ways = parts.add_parser("ways", help="ways, sizes, encodings, receivers")
     ways.add_argument("--sizes", type=float, nargs="+", default=[0.1, 0.5, 2, 8], help="GB of bfloat16 weights")
     ways.add_argument("--receivers", type=int, nargs="+", default=[1, 4, 8])
-    ways.add_argument("--versions", type=int, default=5, help="versions of each case; figures are medians")
+    ways.add_argument("--versions", type=int, default=5, help="versions of each case; the best counts")
     ways.add_argument("--changed", type=float, default=0.03, help="share of words that change in a version")
     ways.add_argument("--memory", type=float, default=18.0, help="GB that all processes together may use")
     for each in (training, ways):

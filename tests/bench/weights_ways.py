@@ -3,7 +3,7 @@
 The learner's part (store, deltas, server) runs here, each actor in a process of its own; all on one machine, so that
 what goes over the wire goes over loopback, and all share its cores. A version's seconds are those of the slowest actor,
 from the offer until its parameters are copied. The limits are measured anew with every version, one after the other, so
-that what else the machine does disturbs both alike; figures and ratios are medians over the versions.
+that what else the machine does disturbs both alike; of each the best counts, which was disturbed least.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import itertools
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -169,41 +169,43 @@ def measure_case(case: Case, workers: list[Worker], versions: int, changed: floa
             before = served()
             answers = ask_all(workers, lambda _, text=manifest: {"do": "fetch", "manifest": text})
             sent = served() - before
-            rounds.append(figures(case, learner, answers, sent, measure_limits(workers, limited, path)))
+            rounds.append((answers, sent, measure_limits(workers, limited, path)))
         ask_all(workers, lambda _: {"do": "end"})
     path.unlink()
     first, *rest = rounds
-    row: dict[str, Any] = {"bytes": learner.nbytes, "first_seconds": first["seconds"]}
-    for name in first:
-        row[name] = statistics.median(each[name] for each in rest or rounds)
-    row["coding_seconds"] = statistics.median(learner.coding_seconds) if learner.coding_seconds else None
-    row["sealing_seconds"] = statistics.median(learner.sealing_seconds)
-    return row
+    return summary(case, learner, first, rest or rounds)
 
 
-def figures(
-    case: Case, learner: Learner, answers: list[Mapping[str, float]], sent: float, limits: Mapping[str, float]
-) -> dict[str, float]:
-    """One version: seconds, rates in GB/s, and what share of its limit each rate is."""
-    seconds, fetch = slowest(answers), max(answer["fetch_seconds"] for answer in answers)
+Round: TypeAlias = tuple[list[dict[str, float]], float, dict[str, float]]  # answers, bytes sent, limits
+
+
+def summary(case: Case, learner: Learner, first: Round, rest: list[Round]) -> dict[str, Any]:
+    """Best seconds and rates (GB/s) over the versions, and what share of its limit each rate is."""
+    seconds = min(slowest(answers) for answers, _, _ in rest)
+    fetch = min(max(answer["fetch_seconds"] for answer in answers) for answers, _, _ in rest)
+    limits = {name: max(found[name] for _, _, found in rest) for name in rest[0][2]}
     rate = learner.nbytes / seconds / GB
     arrived = case.receivers * learner.nbytes / fetch / GB  # verified, in the memory of all receivers
     return {
+        "bytes": learner.nbytes,
+        "first_seconds": slowest(first[0]),
         "seconds": seconds,
         "fetch_seconds": fetch,
-        "pause_seconds": max(answer["copy_seconds"] for answer in answers),
+        "pause_seconds": min(max(answer["copy_seconds"] for answer in answers) for answers, _, _ in rest),
         "gigabytes_per_second": rate,
-        "learner_bytes": sent,
-        "wire_bytes": sum(answer["wire_bytes"] for answer in answers),
-        **{f"limit: {name}": value for name, value in limits.items()},
+        "learner_bytes": statistics.median(sent for _, sent, _ in rest),
+        "wire_bytes": statistics.median(sum(answer["wire_bytes"] for answer in answers) for answers, _, _ in rest),
+        "limits": limits,
         "of_memcpy": rate / limits["memcpy"],
         "of_safetensors": rate / limits["safetensors"],
         "of_raw_zmq": arrived / limits["raw zmq"],
         "of_gloo": arrived / limits["gloo"],
+        "coding_seconds": min(learner.coding_seconds, default=None),
+        "sealing_seconds": min(learner.sealing_seconds),
     }
 
 
-def slowest(answers: list[Mapping[str, float]]) -> float:
+def slowest(answers: Sequence[Mapping[str, float]]) -> float:
     """Seconds of the last actor."""
     return max(answer["fetch_seconds"] + answer["copy_seconds"] for answer in answers)
 
