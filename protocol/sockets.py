@@ -7,16 +7,16 @@ with the keys of the process, if it has any (`protocol.security`).
 """
 
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import zmq
 
 from protocol import security
-from protocol.codec import MAX_FRAME_BYTES, decode, encode
+from protocol.codec import MAX_FRAME_BYTES, Frame, decode, encode
 from protocol.errors import MalformedMessage, PeerStalled
 from protocol.messages import Message
 from protocol.security import InsecureKeys, Keys
@@ -100,8 +100,26 @@ class Router(_Endpoint):
 
     def send(self, peer: bytes, message: Message) -> bool:
         """Queue `message` for `peer`; False when that peer is gone. Raises `PeerStalled` when it does not read."""
+        return self._send(peer, encode(message))
+
+    def send_all(self, letters: Iterable[tuple[bytes, Message]]) -> list[bytes]:
+        """Queue each message for its peer, if that is there; one that goes to many in a row is encoded once.
+
+        Returns the peers that do not read.
+        """
+        before, frames, stalled = None, [], []
+        for peer, message in letters:
+            if message is not before:
+                before, frames = message, encode(message)
+            try:
+                self._send(peer, frames)
+            except PeerStalled:
+                stalled.append(peer)
+        return stalled
+
+    def _send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
         try:
-            self.socket.send_multipart([peer, *encode(message)], zmq.NOBLOCK, copy=False)
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
                 return False
@@ -111,13 +129,23 @@ class Router(_Endpoint):
         return True
 
     def receive(self, timeout: float = 0.0) -> tuple[bytes, Message | Rejected] | None:
-        """The next message and its peer, or None after `timeout` seconds."""
-        if not self.readable(timeout):
-            return None
-        peer, *frames = self.socket.recv_multipart(copy=False)
-        if self._admitted:
-            self.speaker = self._admitted[str(peer.get("User-Id")).encode()]
-        return bytes(peer.buffer), _decoded(bytes(peer.buffer), frames)
+        """The next message and its peer, or None after `timeout` seconds.
+
+        Frames are copied: many peers send many small ones, which are faster to copy than to share, and to keep one
+        that is shared is to keep the buffer in which it came.
+        """
+        try:
+            peer, *frames = self._read()
+        except zmq.Again:
+            return self.receive() if timeout > 0 and self.readable(timeout) else None
+        return peer, _decoded(peer, frames)
+
+    def _read(self) -> list[bytes]:
+        if not self._admitted:
+            return self.socket.recv_multipart(zmq.NOBLOCK)
+        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        self.speaker = self._admitted[str(frames[0].get("User-Id")).encode()]
+        return [frame.bytes for frame in frames]
 
 
 class Dealer(_Endpoint):
@@ -148,12 +176,13 @@ class Dealer(_Endpoint):
         """The next message, or None after `timeout` seconds."""
         if not self.readable(timeout):
             return None
-        return _decoded(self.peer, self.socket.recv_multipart(copy=False))
+        frames = self.socket.recv_multipart(copy=False)
+        return _decoded(self.peer, [memoryview(frame.buffer).toreadonly() for frame in frames])
 
 
-def _decoded(peer: bytes, frames: list[Any]) -> Message | Rejected:
+def _decoded(peer: bytes, frames: Sequence[Frame]) -> Message | Rejected:
     try:
-        return decode([memoryview(frame.buffer).toreadonly() for frame in frames])
+        return decode(frames)
     except MalformedMessage as error:
         return Rejected(peer, error.field, error.problem)
 
