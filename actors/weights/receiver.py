@@ -227,7 +227,8 @@ class _Fetching(threading.Thread):
             raise WeightsUnavailable(problem)
         log.error("%s; sampling goes on with the version that is held", problem)
         metrics.weight_versions_given_up.inc()
-        self._goal, self._wanted = None, False
+        self._goal, self._wanted = None, self._next is not None
+        self._deadline.renew()
         if self._way is not None:
             self._way.stop()
 

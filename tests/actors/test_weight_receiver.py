@@ -440,3 +440,18 @@ def test_a_parent_that_gives_up_sends_its_child_to_the_server(server: Server, re
         server.answer(*server.request())
     np.testing.assert_array_equal(whole(child).data, shards(server, 0))
     child.close()
+
+
+def test_a_version_that_does_not_come_is_let_go_and_the_newest_taken(server: Server) -> None:
+    receiver = WeightReceiver(seconds=0.5)
+    receiver.offer(server.manifest(0, shards=1))
+    serve(server, receiver, 1)
+    for version in (1, 2):
+        receiver.receive()
+        receiver.offer(server.manifest(version, shards=1))
+    assert server.request()[1].version == 1, "it is not answered"
+    asked = server.request()
+    assert asked[1].version == 2
+    server.answer(*asked)
+    assert whole(receiver).manifest.version == 2
+    receiver.close()
