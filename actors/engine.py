@@ -25,7 +25,7 @@ from actors.checkpoint import Checkpoint
 from actors.config import EngineConfig
 from actors.requests import Bytes, EngineFailure, Finished, ImpossiblePrompt, Tensors
 from protocol.messages import Sampling, TensorSpec, VersionSpan
-from protocol.segments import Place, place_of, read_file
+from protocol.segments import Mappings, Place, place_of, read_file
 
 _collecting = gc.isenabled()
 gc.disable()  # importing makes a million objects and no garbage; looking for it costs a third of the start
@@ -44,6 +44,9 @@ if _collecting:
     gc.enable()
 
 
+_mappings = Mappings()  # of a worker's process
+
+
 class WeightLoader:
     """Runs inside vLLM's workers (`worker_extension_cls`)."""
 
@@ -51,7 +54,7 @@ class WeightLoader:
 
     def load_places(self, places: list[tuple[TensorSpec, Place]]) -> list[str]:
         """As `load_version`, of a version that lies in shared memory: tensors do not go through vLLM's own pipes."""
-        files = {path: read_file(path) for path in {place.path for _, place in places}}
+        files = {path: read_file(path, _mappings) for path in {place.path for _, place in places}}
         views = [
             (spec.name, _torch_view(spec, files[place.path][place.offset : place.offset + spec.nbytes]))
             for spec, place in places

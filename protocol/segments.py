@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -31,7 +31,7 @@ ASKED = struct.Struct("<cq")  # TAKE or RELEASE, version
 ANSWER = struct.Struct("<?q")  # is it there, bytes
 TAKE, RELEASE = b"t", b"r"
 ANSWER_SECONDS = 10.0  # longest wait for an owner that is there
-REMEMBERED = 8  # segments that a reader keeps mapped: their pages need not be looked up again
+REMEMBERED = 8  # uses of other segments after which one is no longer kept mapped
 SEAL_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE of linux/fcntl.h, which Python does not name
 
 
@@ -161,7 +161,7 @@ class SegmentReader:
         except OSError:
             self._socket.close()
             raise
-        self._mapped: OrderedDict[int, Bytes] = OrderedDict()  # by inode
+        self._mapped = Mappings()
 
     def take(self, version: int) -> Bytes | None:
         """The bytes of a version, [N] uint8, read-only, which stay as they are until it is released; None: it is gone.
@@ -193,16 +193,36 @@ class SegmentReader:
         self._mapped.clear()
 
     def _map(self, descriptor: int, nbytes: int) -> Bytes:
-        file = os.fstat(descriptor)
         needed = fcntl.F_SEAL_SHRINK | SEAL_FUTURE_WRITE
-        if file.st_size < nbytes or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & needed != needed:
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & needed != needed:
             raise OSError("the owner of the shared memory sent something else")
-        if file.st_ino not in self._mapped:
-            self._mapped[file.st_ino] = _map(os.dup(descriptor), nbytes, mmap.PROT_READ)
-            while len(self._mapped) > REMEMBERED:
-                self._mapped.popitem(last=False)
-        self._mapped.move_to_end(file.st_ino)
-        return self._mapped[file.st_ino]
+        data = self._mapped.map(descriptor)
+        if len(data) != nbytes:
+            raise OSError(f"the owner of the shared memory sent {len(data)} bytes and said {nbytes}")
+        return data
+
+
+class Mappings:
+    """Memory that was mapped lately, by file: owners use theirs again, and to look up all pages anew takes long."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[int, tuple[Bytes, int]] = {}  # inode → its bytes, the turn in which they were used last
+        self._turn = 0
+
+    def map(self, descriptor: int) -> Bytes:
+        """All bytes of a file, [N] uint8, read-only, where they lie."""
+        self._turn += 1
+        file = os.fstat(descriptor)
+        known = self._mapped.get(file.st_ino)
+        data = known[0] if known else _map(os.dup(descriptor), file.st_size, mmap.PROT_READ)
+        self._mapped[file.st_ino] = (data, self._turn)
+        for inode in [inode for inode, (_, turn) in self._mapped.items() if turn <= self._turn - REMEMBERED]:
+            del self._mapped[inode]
+        return data
+
+    def clear(self) -> None:
+        """Forget all; what is in use stays."""
+        self._mapped.clear()
 
 
 # ---------------------------------------------------------------- within one actor, whose engine has several processes
@@ -238,10 +258,13 @@ def place_of(data: Bytes) -> Place | None:
     return Place(f"/proc/{os.getpid()}/fd/{_descriptors[owner]}", data.ctypes.data - begin)
 
 
-def read_file(path: str) -> Bytes:
+def read_file(path: str, mappings: Mappings) -> Bytes:
     """All bytes behind the path of a `Place`, [N] uint8, read-only, where they lie. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return _map(descriptor, os.fstat(descriptor).st_size, mmap.PROT_READ)
+    try:
+        return mappings.map(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def available() -> bool:

@@ -6,6 +6,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -14,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.segments import Place, Segment, SegmentReader, SegmentServer, available, place_of, read_file
+from protocol.segments import (
+    REMEMBERED,
+    Mappings,
+    Place,
+    Segment,
+    SegmentReader,
+    SegmentServer,
+    available,
+    place_of,
+    read_file,
+)
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
 
@@ -124,6 +135,18 @@ def test_the_same_segment_is_mapped_once(owner: Owner) -> None:
     reader.close()
 
 
+def test_a_segment_that_is_not_used_any_more_is_let_go() -> None:
+    gc.collect()
+    mappings = Mappings()
+    segments = [Segment(4096) for _ in range(3)]
+    weak = weakref.ref(mappings.map(segments[0].fd))
+    for turn in range(REMEMBERED):
+        assert weak() is not None
+        mappings.map(segments[1 + turn % 2].fd)
+    assert weak() is None
+    assert mappings.map(segments[1].fd) is mappings.map(segments[1].fd)
+
+
 def test_a_name_that_nobody_has_is_an_error() -> None:
     with pytest.raises(OSError, match="refused"):
         SegmentReader("offbeat-weights-nobody")
@@ -174,7 +197,7 @@ def test_memory_that_is_not_there_is_an_error_that_names_the_cure(monkeypatch: p
 
 
 def read_elsewhere(place: Place, pipe: Connection) -> None:
-    pipe.send(bytes(read_file(place.path)[place.offset : place.offset + 100]))
+    pipe.send(bytes(read_file(place.path, Mappings())[place.offset : place.offset + 100]))
 
 
 def test_another_process_finds_the_bytes_by_their_place(owner: Owner) -> None:
