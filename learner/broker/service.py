@@ -190,8 +190,10 @@ class Broker:
     # ------------------------------------------------------------ in
 
     def _drain(self) -> None:
-        """Take what is there, or comes first. Where much comes, more is waited for: a turn is a commit, and writes
-        many a page of the journal that the next one would write again."""
+        """Take what is there, or what comes first; where many messages come, wait for more.
+
+        A turn is a commit, and a small one writes pages of the journal that the next one writes again.
+        """
         began = now()
         taken = self._take_up_to(MESSAGES_A_TURN, TURN_SECONDS)
         if MANY_MESSAGES <= taken < MESSAGES_A_TURN and (rest := began + GATHER_SECONDS - now()) > 0:
@@ -414,8 +416,10 @@ class Broker:
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
         actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+        while actors:
             _, number, peer = actors[0]
+            if (lease := self.stream.grant(peer.name, peer.capacity, now())) is None:
+                break  # there is no further group
             self._say(peer.identity, lease)
             if self._has_room(peer):
                 heapq.heapreplace(actors, (-self._room(peer), number, peer))
@@ -436,8 +440,10 @@ class Broker:
         held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
         verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
         heapq.heapify(verifiers)
-        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+        while verifiers:
             jobs, number, peer = verifiers[0]
+            if (job := self.stream.assign(peer.name, peer.capacity)) is None:
+                break  # there is no further rollout
             self._say(peer.identity, job)
             if jobs + 1 < peer.capacity:
                 heapq.heapreplace(verifiers, (jobs + 1, number, peer))
