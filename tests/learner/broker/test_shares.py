@@ -1,7 +1,7 @@
 """Who gets leases and jobs: against a slow look at all peers, while they come, go, deliver and change their minds."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from stream_world import NumberedTasks, fingerprint, judged, rollout
 from learner.broker.config import BrokerRoot, StreamConfig, identity
 from learner.broker.journal import Journal
 from learner.broker.membership import Members, Peer
+from learner.broker.rates import Bucket
 from learner.broker.service import Broker
 from protocol.messages import (
     Goodbye,
@@ -39,11 +40,15 @@ class Pages:
 class Post:
     """A router whose letters the test writes and reads."""
 
+    speaker = ""  # of a message: no keys, no role
+
     def __init__(self) -> None:
         self.letters: list[tuple[bytes, Message]] = []
 
-    def send_all(self, letters: Any) -> None:
+    def send_all(self, letters: Iterable[tuple[bytes, Message]]) -> list[bytes]:
+        """Keep them; each finds its peer."""
         self.letters += letters
+        return []
 
 
 @dataclass
@@ -179,12 +184,16 @@ def test_each_lease_and_job_goes_to_the_least_loaded_and_nobody_with_room_is_for
 
 def test_a_name_a_session_and_a_connection_are_of_the_peer_that_joined_last() -> None:
     members = Members()
-    first = members.join(b"1", hello("actor", "a", session="one"), 0.0)
-    again = members.join(b"2", hello("actor", "a", session="two"), 0.0)  # its name is taken: the newer one has it
+    first = members.join(b"1", hello("actor", "a", session="one"), Bucket(1.0, 1.0), 0.0)
+    again = members.join(
+        b"2", hello("actor", "a", session="two"), Bucket(1.0, 1.0), 0.0
+    )  # its name is taken: the newer one has it
     members.leave(b"1")
     assert members.named("a") is again
     assert members.before(first.hello) is None
-    learner = members.join(b"2", hello("learner", "l", session="three"), 0.0)  # another process on the connection
+    learner = members.join(
+        b"2", hello("learner", "l", session="three"), Bucket(1.0, 1.0), 0.0
+    )  # another process on the connection
     assert list(members) == [learner]
     assert members.named("a") is None
     assert members.learner is learner
