@@ -9,6 +9,7 @@ What unblocks whom is `Stream.waiting_for`.
 import heapq
 import json
 import logging
+from collections import deque
 from functools import singledispatchmethod
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -60,6 +61,7 @@ RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
+TOLD_A_TURN = 100  # actors that hear of new weights before the broker listens again
 MANY_MESSAGES = 8  # at once: others are on their way
 GATHER_SECONDS = 0.005  # for which a turn waits for them
 
@@ -99,6 +101,7 @@ class Broker:
         self.members = Members()
         self.spec = run_spec(config)
         self.manifest: WeightManifest | None = None
+        self._untold: deque[bytes] = deque()  # actors that do not know of it yet
         self.batch_wanted: int | None = None  # the version for which the learner waits
         self.over: Goodbye | None = None
         self.collector = BrokerCollector(self.stream, self.members, journal)
@@ -147,6 +150,7 @@ class Broker:
                 self._end_overdue()
             self._check_progress()
             if self.over is None:
+                self._tell_of_weights()
                 self._grant_leases()
                 self._assign_jobs()
                 self._hand_out_batch()
@@ -219,7 +223,7 @@ class Broker:
         A turn is a commit, and a small one writes pages of the journal that the next one writes again.
         """
         began = now()
-        taken = self._take_up_to(MESSAGES_A_TURN, TURN_SECONDS)
+        taken = self._take_up_to(MESSAGES_A_TURN, 0.0 if self._untold else TURN_SECONDS)
         if MANY_MESSAGES <= taken < MESSAGES_A_TURN and (rest := began + GATHER_SECONDS - now()) > 0:
             pause(rest)
             self._take_up_to(MESSAGES_A_TURN - taken, 0.0)
@@ -364,8 +368,7 @@ class Broker:
     def _(self, message: WeightManifest, peer: Peer) -> None:
         self.stream.published(message.version, message.fingerprint)
         self.manifest = message
-        for actor in self.members.of("actor"):
-            self._say(actor.identity, message)
+        self._untold = deque(actor.identity for actor in self.members.of("actor"))
 
     @_on.register
     def _(self, message: BatchRequest, peer: Peer) -> None:
@@ -470,6 +473,12 @@ class Broker:
             self.end(self.stream.exhausted, finished=True)
 
     # ------------------------------------------------------------ out
+
+    def _tell_of_weights(self) -> None:
+        """A thousand actors at once would let everybody else wait."""
+        for _ in range(min(TOLD_A_TURN, len(self._untold))):
+            assert self.manifest is not None, "there is something to tell"
+            self._say(self._untold.popleft(), self.manifest)
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
