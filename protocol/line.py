@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import singledispatchmethod
 
+from protocol import security
 from protocol.clock import Deadline, Ticker
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import Ack, Goodbye, Heartbeat, Hello, Message, Refusal, Sure, Welcome, WhoAreYou
@@ -198,12 +199,16 @@ class Line:
         Raises `Refused`, or `PeerSilent` when nobody answers in `seconds`.
         """
         role, silence, taken = self._hello.role, Deadline(seconds), Deadline(TAKEN_SECONDS)
+        asked = False
         while not silence.passed:
             self._greet()
             answer = self.dealer.receive(min(RETRY_SECONDS, silence.remaining))
             if isinstance(answer, Welcome):
                 return answer
             if answer is None:
+                if not asked and (why := security.mismatch(self.broker, security.in_use(), "broker")):
+                    raise Refused(f"{self.broker}: {why}")
+                asked = True
                 continue
             if isinstance(answer, Goodbye):
                 raise Refused(f"the run at {self.broker} is over: {answer.reason}")
