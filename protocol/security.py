@@ -56,7 +56,7 @@ def check_security(config: SecurityConfig) -> None:
 def is_loopback(address: str) -> bool:
     """Whether nobody outside this host can reach `address`."""
     parts = urlsplit(address)
-    if parts.scheme in ("ipc", "inproc"):
+    if parts.scheme != "tcp":
         return True
     host = parts.hostname or ""
     try:

@@ -6,7 +6,7 @@ cannot be taken is handed back as a `Rejected`, with the peer and the field, and
 with the keys of the process, if it has any (`protocol.security`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -129,25 +129,46 @@ class Router(_Endpoint):
 
     def send(self, peer: bytes, message: Message) -> bool:
         """Queue `message` for `peer`; False when that peer is gone, or is cut off because it does not read."""
+        return self._send(peer, encode(message)) == 0
+
+    def send_all(self, letters: Iterable[tuple[bytes, Message]]) -> list[bytes]:
+        """Queue each message for its peer, if that is there; one that goes to many in a row is encoded once.
+
+        Returns the peers that are cut off because they do not read.
+        """
+        before, frames, deaf = None, [], []
+        for peer, message in letters:
+            if message is not before:
+                before, frames = message, encode(message)
+            if self._send(peer, frames) == zmq.EAGAIN:
+                deaf.append(peer)
+        return deaf
+
+    def _send(self, peer: bytes, frames: Sequence[Frame]) -> int:
+        """0, or the number of what went wrong."""
         try:
-            self.socket.send_multipart([peer, *encode(message)], zmq.NOBLOCK, copy=False)
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
             if error.errno == zmq.EAGAIN:
                 self.connections.cut(peer, "deaf")
             elif error.errno != zmq.EHOSTUNREACH:
                 raise
-            return False
-        return True
+            return int(error.errno)
+        return 0
 
     def take(self, timeout: float = 0.0) -> Letter | None:
-        """The next message, not decoded yet, or None after `timeout` seconds."""
+        """The next message, not decoded yet, or None after `timeout` seconds.
+
+        Frames are copied: many peers send many small ones, which are faster to copy than to share, and to keep one
+        that is shared is to keep the buffer in which it came.
+        """
         try:
             sender = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self.connections.look(nothing_left=True)
             return self.take() if timeout > 0 and self.readable(timeout) else None
         frames = self.socket.recv_multipart()
-        peer = bytes(sender.buffer)
+        peer = sender.bytes
         self.connections.heard(int(sender.get(zmq.SRCFD)), peer)
         role = self._admitted[str(sender.get("User-Id")).encode()] if self._admitted else ""
         return Letter(peer, role, frames)

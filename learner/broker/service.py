@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
 from learner.broker.http import StatusServer
-from learner.broker.journal import Journal, JournalFailed
+from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
 from learner.broker.rates import Bucket, Strangers, weight
@@ -41,6 +41,7 @@ from protocol.messages import (
     RolloutDone,
     RunSpec,
     Sampling,
+    Verdict,
     VerifyDone,
     VerifyRequest,
     WeightManifest,
@@ -56,6 +57,7 @@ LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
 WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics count all
 BURST_SECONDS = 10.0  # of messages that may come at once
 TOLD_SECONDS = 2.0  # after which one that was refused for good, or floods, is cut off
+HELD_UP_SECONDS = 1.0  # between two looks: then it was the broker that did not listen
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
@@ -106,6 +108,9 @@ class Broker:
         self._strangers = Strangers(config.stream.strangers_per_second, BURST_SECONDS)
         self._largest = largest(config.sampling.max_tokens)
         self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
+        self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
+        self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
+        self._looked = now()
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
         self._no_learner = ""  # why there is none, in words, and until when that may be
@@ -121,6 +126,7 @@ class Broker:
             return
         self._gathering = Deadline(GATHER_HEARTBEATS * self.config.stream.heartbeat_seconds)
         self.stream.restore(self._load(), now())
+        self.stream.skip_numbers()
         self._no_learner = "the learner to come back to this broker"
         log.info(
             "going on from %s: version %d, %d live groups, %d leases",
@@ -152,8 +158,7 @@ class Broker:
         if self.over.finished:
             self.stream.close()
             self._write()
-        for peer in self.members:
-            self.router.send(peer.identity, self.over)
+        self.router.send_all((peer.identity, self.over) for peer in self.members)
         self._tell_the_late(self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
@@ -170,10 +175,10 @@ class Broker:
         self._outgoing.append((identity, message))
 
     def _acknowledge(self) -> None:
-        for peer in self.members:
-            if peer.received > peer.acknowledged:
-                self._say(peer.identity, Ack(seq=peer.received))
-                peer.acknowledged = peer.received
+        received, self._received = self._received, {}
+        for identity, seq in received.items():
+            if self.members.get(identity):
+                self._say(identity, Ack(seq=seq))
 
     def _write(self) -> None:
         """The turn becomes durable. Where it cannot, the whole broker waits, for `journal.full_seconds` at most."""
@@ -181,6 +186,8 @@ class Broker:
         while True:
             try:
                 self.journal.commit(self.stream)
+            except JournalDamaged:
+                raise
             except JournalFailed as error:
                 if patience.passed or self.over:
                     raise JournalFailed(f"{error}, for {patience.seconds:.0f} s: make room on its disk") from None
@@ -197,8 +204,9 @@ class Broker:
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        for identity, message in outgoing:
-            self.router.send(identity, message)
+        for identity in self.router.send_all(outgoing):
+            if peer := self.members.get(identity):
+                self._lose(peer, "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -249,7 +257,8 @@ class Broker:
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
-            peer.received = max(peer.received, getattr(message, "seq", 0))
+            if seq := getattr(message, "seq", 0):
+                self._received[letter.peer] = max(seq, self._received.get(letter.peer, 0))
 
     def _too_much(self, identity: bytes, peer: Peer | None) -> None:
         """A peer that floods is refused, once; a stranger is not even answered. Both are cut off."""
@@ -318,6 +327,7 @@ class Broker:
     @_on.register
     def _(self, message: LeaseRequest, peer: Peer) -> None:
         peer.capacity = message.capacity
+        self._roomy.add(peer.name)
 
     @_on.register
     def _(self, message: VerifyRequest, peer: Peer) -> None:
@@ -403,6 +413,12 @@ class Broker:
 
     def _end_overdue(self) -> None:
         moment, stream = now(), self.config.stream
+        if (held_up := moment - self._looked) > HELD_UP_SECONDS:
+            log.warning("the broker was held up for %.1f s; nobody counts as silent for that", held_up)
+            for peer in self.members:
+                peer.last_heard = min(moment, peer.last_heard + held_up)
+                peer.oldest_since = min(moment, peer.oldest_since + held_up)
+        self._looked = moment
         for lease in self.stream.overdue(moment):
             log.warning(
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
@@ -411,15 +427,28 @@ class Broker:
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
-            if not self.stream.jobs_held(peer.name):
-                peer.last_delivery = moment
-            elif moment - peer.last_delivery > stream.verify_seconds + stream.silence_seconds:
-                self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+            self._look_after_verifier(peer, moment)
         if self._absent.passed:
             for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
         self._look_after_learner()
+
+    def _look_after_verifier(self, peer: Peer, moment: float) -> None:
+        """Jobs are judged in their order: the oldest takes no longer than its own checks. If it does, it is lost."""
+        job, stream = self.stream.oldest_job(peer.name), self.config.stream
+        if job is None or job.job_id != peer.oldest_job:
+            peer.oldest_job, peer.oldest_since = job.job_id if job else -1, moment
+        elif moment - peer.oldest_since <= self.stream.checks_of(job) * stream.verify_seconds + stream.silence_seconds:
+            return
+        elif peer.last_delivery < peer.oldest_since:
+            self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+        else:
+            log.warning("%s answers others, but not job %d", peer.name, job.job_id)
+            void = Verdict(reward=None, parts={}, reason="the verifier did not answer", seconds=0.0)
+            self.stream.verify_done(
+                VerifyDone(job_id=job.job_id, group_id=job.group_id, sample_index=job.sample, verdict=void)
+            )
 
     def _look_after_learner(self) -> None:
         learner, stream = self.members.learner, self.stream
@@ -454,28 +483,42 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
+        self._roomy |= self.stream.relieved
+        self.stream.relieved.clear()
         if not self.stream.leasable:
             return
-        actors = [(-self._room(peer), place, peer) for place, peer in enumerate(self.members.of("actor"))]
+        peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
+        actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and self.stream.leasable:
-            _, place, peer = heapq.heappop(actors)
-            lease = self.stream.grant(peer.name, peer.capacity, now())
-            if lease is not None:
-                self._say(peer.identity, lease)
-                heapq.heappush(actors, (-self._room(peer), place, peer))
+        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+            _, number, peer = actors[0]
+            self._say(peer.identity, lease)
+            if self._has_room(peer):
+                heapq.heapreplace(actors, (-self._room(peer), number, peer))
+            else:
+                heapq.heappop(actors)
+        self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
         return actor.capacity - self.stream.samples_held(actor.name)
 
+    def _has_room(self, actor: Peer) -> bool:
+        return self.stream.has_room(actor.name, actor.capacity)
+
     def _assign_jobs(self) -> None:
-        verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
-        while verifiers and self.stream.verify_queued:
-            peer = min(verifiers, key=lambda verifier: self.stream.jobs_held(verifier.name))
-            job = self.stream.assign(peer.name, peer.capacity)
-            if job is None:
-                return
+        """A job at a time to the verifier that holds fewest."""
+        if not self.stream.verify_queued:
+            return
+        held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
+        verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
+        heapq.heapify(verifiers)
+        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+            jobs, number, peer = verifiers[0]
             self._say(peer.identity, job)
+            if jobs + 1 < peer.capacity:
+                heapq.heapreplace(verifiers, (jobs + 1, number, peer))
+            else:
+                heapq.heappop(verifiers)
 
     def _hand_out_batch(self) -> None:
         learner = self.members.learner

@@ -15,7 +15,7 @@ from pathlib import Path
 from chaos_roles import hello
 from chaos_world import Run
 
-from learner import checkpoint_files
+from learner.checkpoint import files as checkpoint_files
 from protocol.clock import Deadline
 from protocol.messages import Goodbye, Shard, ShardRequest, WeightManifest
 from protocol.sockets import Dealer

@@ -30,10 +30,10 @@ from actors.link import Link as ActorLink
 from actors.loop import Actor
 from actors.requests import Finished, ImpossiblePrompt
 from actors.weights import WeightReceiver
-from learner import checkpoint_files
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint.progress import Progress, Totals
 from learner.group_ranges import merged
 from learner.link import Link as LearnerLink
-from learner.progress import Progress, Totals
 from learner.weights import Snapshot
 from protocol.errors import ProtocolError
 from protocol.line import Line

@@ -24,7 +24,6 @@ from protocol.messages import (
     GroupRange,
     Heartbeat,
     Hello,
-    Lease,
     LeaseFailed,
     LeaseRequest,
     Message,
@@ -185,10 +184,9 @@ def fuzz(broker: LiveBroker, frames: int, seed: int) -> tuple[float, int]:
         for honest in (learner, actor):
             honest.ask(Heartbeat(), Heartbeat)
         before = before if before or sent < warm else broker.bytes
-    lease = actor.ask(LeaseRequest(capacity=2), Lease)
-    assert lease.group_id >= 0
+    newcomer = Honest(broker, "verifier")
     grown = broker.bytes - before
-    for end in (*attackers, learner.dealer, actor.dealer):
+    for end in (*attackers, learner.dealer, actor.dealer, newcomer.dealer):
         end.socket.close(0)
     assert broker.process.poll() is None, broker.log.read_text()[-3000:]
     assert "Traceback" not in broker.log.read_text()

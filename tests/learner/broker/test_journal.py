@@ -1,6 +1,7 @@
 """The journal against random worlds: a broker that dies at any turn goes on as if it had not."""
 
 import random
+import resource
 import sqlite3
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_
 
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
-from learner.broker.journal import Journal, JournalFailed
+from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream
 from learner.group_ranges import merged
@@ -362,9 +363,43 @@ def test_what_is_no_journal_is_refused_with_its_cure(path: Path) -> None:
     assert stream.grant("a", 100, 0.0)
     journal.commit(stream)
     journal._database.execute("UPDATE groups SET task = x'00'")
-    with pytest.raises(JournalFailed, match="is damaged: body"):
+    with pytest.raises(JournalDamaged, match="is damaged: body"):
         journal.load(8, 0)
     journal.close()
+
+
+def test_a_journal_that_is_damaged_under_a_broker_is_not_written_in_hope(path: Path) -> None:
+    stream, journal = new_stream(), Journal(path, RUN)
+    assert stream.grant("a", 100, 0.0)
+    journal.commit(stream)
+    journal._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal._database.execute("PRAGMA shrink_memory")
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (whole - 4096))
+    lease = stream.grant("b", 100, 0.0)
+    assert lease
+    with pytest.raises(JournalDamaged, match=r"journal\.sqlite: .*; move it away to begin anew from the learner's"):
+        journal.commit(stream)
+    journal.close()
+
+
+def test_a_journal_on_a_full_disk_is_not_told_to_be_moved_away(path: Path) -> None:
+    journal = Journal(path, RUN)
+    stream = new_stream()
+    assert stream.grant("a", 100, 0.0)
+    journal.commit(stream)
+    journal.close()
+    before = path.read_bytes()
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, room[1]))
+    try:
+        with pytest.raises(JournalFailed, match="disk I/O error; make room on its disk") as caught:
+            Journal(path, RUN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert not isinstance(caught.value, JournalDamaged)
+    assert path.read_bytes() == before
+    assert found(path, stream.config).leases
 
 
 def test_a_reader_sees_a_whole_turn_while_the_broker_writes(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import threading
 import time
 import urllib.error
@@ -492,6 +493,76 @@ def test_a_broker_that_died_goes_on_with_the_same_peers_and_asks_nobody_to_do_an
     again.close()
 
 
+def test_a_journal_that_is_older_than_its_peers_gives_nothing_new_the_number_of_what_they_hold(tmp_path: Path) -> None:
+    """As after a power failure, which may take the last turns (`journal.sync=normal`)."""
+    running = Running(tmp_path / "one", max_staleness=4)
+    learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
+    for peer in peers:
+        peer.expect(Welcome)
+    learner.send(manifest(0))
+    actor.send(LeaseRequest(capacity=2))
+    first = actor.expect(Lease, skip=WeightManifest)
+    actor.send(completion(first, 0, 0))
+    learner.send(Heartbeat())
+    learner.expect(Heartbeat)
+    (tmp_path / "two").mkdir()
+    for path in (tmp_path / "one").glob("journal.sqlite*"):
+        shutil.copy(path, tmp_path / "two")
+    verifier.send(VerifyRequest(capacity=1))
+    lost_job = verifier.expect(VerifyJob)
+    actor.send(completion(first, 1, 0))
+    lost_lease = actor.expect(Lease)
+    running.die()
+    again = Running(tmp_path / "two", address=running.router.address, max_staleness=4)
+    for peer, holds in ((verifier, ()), (actor, (first.lease_id, lost_lease.lease_id))):
+        peer.send(Heartbeat())
+        peer.expect(WhoAreYou)
+        peer.send(replace(peer.hello, holds=holds))
+        peer.expect(Welcome)
+    actor.send(completion(lost_lease, 0, 0))
+    actor.send(LeaseRequest(capacity=4))
+    fresh = actor.expect(Lease)
+    assert fresh.group_id == lost_lease.group_id
+    assert fresh.lease_id not in (first.lease_id, lost_lease.lease_id)
+    verifier.send(judged(lost_job))
+    verifier.send(VerifyRequest(capacity=1))
+    actor.send(completion(first, 1, 0))
+    job = verifier.expect(VerifyJob)
+    assert job.job_id != lost_job.job_id
+    again.peers = running.peers
+    again.close()
+
+
+def test_a_broker_that_was_held_up_takes_nobody_for_dead_before_it_has_listened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a stopped process: what was said meanwhile waits to be heard, more than one turn hears."""
+    running = Running(tmp_path, silence_seconds=0.5)
+    monkeypatch.setattr("learner.broker.service.MESSAGES_A_TURN", 2)
+    peers = [running.join("actor", f"actor-{index}") for index in range(8)]
+    for peer in peers:
+        peer.expect(Welcome)
+    held_up = threading.Event()
+    commit = running.journal.commit
+
+    def commit_late(stream: Stream) -> None:
+        if not held_up.is_set():
+            held_up.set()
+            time.sleep(1.5)
+        commit(stream)
+
+    monkeypatch.setattr(running.journal, "commit", commit_late)
+    assert held_up.wait(5)
+    for _ in range(30):
+        for peer in peers:
+            peer.send(Heartbeat())
+        time.sleep(0.05)
+    for peer in peers:
+        for _ in range(30):
+            assert isinstance(peer.dealer.receive(5), Heartbeat), "the broker forgot it"
+    running.close()
+
+
 def test_nothing_is_said_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is full nobody hears of a lease; when there is room again everybody does."""
     running = Running(tmp_path)
@@ -534,6 +605,70 @@ def test_a_journal_that_cannot_be_written_ends_the_run_in_time(tmp_path: Path, m
     running.thread.join(5)
     assert "disk full, for 0 s: make room on its disk" in str(failed[0])
     running.close()
+
+
+def test_a_job_that_a_verifier_lost_while_it_answers_others_is_sent_again(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.3, verify_seconds=0.1, max_staleness=1000)
+    try:
+        learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
+        for peer in peers:
+            peer.expect(Welcome)
+        learner.send(manifest(0))
+        actor.send(LeaseRequest(capacity=2))
+        verifier.send(VerifyRequest(capacity=4))
+        lost, again, deadline = None, None, Deadline(10.0)
+        while again is None and not deadline.passed:
+            for peer in peers:
+                peer.send(Heartbeat())
+            if isinstance(lease := actor.dealer.receive(0.01), Lease):
+                for sample in lease.sample_indexes:
+                    actor.send(completion(lease, sample, 0))
+            if isinstance(job := verifier.dealer.receive(0.01), VerifyJob):
+                if lost is None:
+                    lost = job
+                elif (job.group_id, job.sample_index) == (lost.group_id, lost.sample_index):
+                    again = job
+                else:
+                    verifier.send(judged(job))
+        assert lost
+        assert again
+        assert again.job_id != lost.job_id
+        assert running.broker.stream.counts["void_verdicts"] == 1
+    finally:
+        running.close()
+
+
+def test_a_verifier_that_answers_nothing_is_thrown_out_and_its_jobs_go_to_others(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.4, verify_seconds=0.1)
+    try:
+        learner, actor, deaf, other = peers = [
+            running.join(role, name)
+            for role, name in (("learner", "l"), ("actor", "a"), ("verifier", "deaf"), ("verifier", "other"))
+        ]
+        for peer in peers:
+            peer.expect(Welcome)
+        learner.send(manifest(0))
+        deaf.send(VerifyRequest(capacity=4))
+        actor.send(LeaseRequest(capacity=2))
+        lease = actor.expect(Lease, skip=WeightManifest)
+        for sample in lease.sample_indexes:
+            actor.send(completion(lease, sample, 0))
+        jobs = [deaf.expect(VerifyJob) for _ in lease.sample_indexes]
+        other.send(VerifyRequest(capacity=4))
+        refusal, deadline = None, Deadline(10.0)
+        while refusal is None and not deadline.passed:
+            for peer in peers:
+                peer.send(Heartbeat())
+            message = deaf.dealer.receive(0.02)
+            refusal = message if isinstance(message, Refusal) else None
+        assert refusal
+        assert refusal.fatal
+        assert "none came in time" in refusal.problem
+        again = [other.expect(VerifyJob) for _ in jobs]
+        assert [job.sample_index for job in again] == [job.sample_index for job in jobs]
+        assert running.broker.stream.counts["void_verdicts"] == 0
+    finally:
+        running.close()
 
 
 def test_a_learner_killed_and_started_again_takes_its_place_and_gets_the_same_batch(tmp_path: Path) -> None:
