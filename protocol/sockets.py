@@ -169,8 +169,8 @@ class Router(_Endpoint):
             return self.take() if timeout > 0 and self.readable(timeout) else None
         frames = self.socket.recv_multipart()
         peer = sender.bytes
-        self.connections.heard(int(sender.get(zmq.SRCFD)), peer)
         role = self._admitted[str(sender.get("User-Id")).encode()] if self._admitted else ""
+        self.connections.heard(_descriptor(sender), peer)
         return Letter(peer, role, frames)
 
     def receive(self, timeout: float = 0.0) -> tuple[bytes, Message | Rejected] | None:
@@ -216,6 +216,14 @@ class Dealer(_Endpoint):
             return None
         frames = self.socket.recv_multipart(copy=False)
         return _decoded(self.peer, [memoryview(frame.buffer).toreadonly() for frame in frames])
+
+
+def _descriptor(frame: zmq.Frame) -> int:
+    """Of the TCP connection over which a frame came; -1 for versions of ZMTP so old that libzmq does not say."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def _decoded(peer: bytes, frames: Sequence[Frame]) -> Message | Rejected:
