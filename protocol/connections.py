@@ -13,6 +13,7 @@ It waits for nothing; `look` is to be called often. Linux only: the bytes that c
 import itertools
 import resource
 import socket
+import struct
 import sys
 import weakref
 from collections import Counter
@@ -20,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from protocol.clock import Ticker, now
 
@@ -49,6 +49,7 @@ class Connection:
     heard: bool = False  # a message of it was taken since the last look
     before: int = 0  # bytes that had come by the look after that message
     proven: bool = False
+    condemned: bool = False  # to be cut off
     ended: bool = False  # cut off, and libzmq has not noticed yet
 
 
@@ -99,7 +100,8 @@ class Connections:
             if (connection := self._open.get(descriptor)) is None:
                 return  # it has ended, and its last words are taken only now
         connection.heard = True
-        if connection.peer != peer:
+        if connection.peer != peer:  # new, or these are the last words of one that had its number before
+            self._unname(connection)
             connection.peer = peer
             self._by_peer[peer] = connection
 
@@ -117,7 +119,8 @@ class Connections:
 
     def cut(self, peer: bytes, reason: str, *, after: float = 0.0) -> None:
         """End the connection of `peer` at a look after so many seconds, in which it may still be told why."""
-        if connection := self._by_peer.get(peer):
+        if (connection := self._by_peer.get(peer)) and not connection.condemned:
+            connection.condemned = True
             self._condemned.append((now() + after, reason, connection))
 
     def look(self, *, nothing_left: bool) -> None:
@@ -145,8 +148,7 @@ class Connections:
 
     def _take_notice(self) -> None:
         while self._events.poll(0):
-            event = recv_monitor_message(self._events)
-            kind, descriptor = event["event"], event["value"]
+            kind, descriptor = struct.unpack("=HI", self._events.recv_multipart()[0])
             if kind == zmq.EVENT_ACCEPTED:
                 self._forget(descriptor)
                 self._open[descriptor] = self._unproven[descriptor] = Connection(descriptor, now())
@@ -157,8 +159,11 @@ class Connections:
 
     def _forget(self, descriptor: int) -> None:
         self._unproven.pop(descriptor, None)
-        connection = self._open.pop(descriptor, None)
-        if connection and self._by_peer.get(connection.peer) is connection:
+        if connection := self._open.pop(descriptor, None):
+            self._unname(connection)
+
+    def _unname(self, connection: Connection) -> None:
+        if self._by_peer.get(connection.peer) is connection:
             del self._by_peer[connection.peer]
 
     # ------------------------------------------------------------ judgement
