@@ -62,6 +62,8 @@ RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
+MANY_MESSAGES = 8  # at once: others are on their way
+GATHER_SECONDS = 0.005  # for which a turn waits for them
 
 SHOWN_COUNTS = (
     "generated_tokens",
@@ -215,16 +217,28 @@ class Broker:
     # ------------------------------------------------------------ in
 
     def _drain(self) -> None:
-        timeout = TURN_SECONDS
-        for _ in range(MESSAGES_A_TURN):
+        """Take what is there, or what comes first; where many messages come, wait for more.
+
+        A turn is a commit, and a small one writes pages of the journal that the next one writes again.
+        """
+        began = now()
+        taken = self._take_up_to(MESSAGES_A_TURN, TURN_SECONDS)
+        if MANY_MESSAGES <= taken < MESSAGES_A_TURN and (rest := began + GATHER_SECONDS - now()) > 0:
+            pause(rest)
+            self._take_up_to(MESSAGES_A_TURN - taken, 0.0)
+
+    def _take_up_to(self, messages: int, timeout: float) -> int:
+        """Take at most so many, the first within `timeout`; how many there were."""
+        for taken in range(messages):
             letter = self.router.take(timeout)
             if letter is None:
-                return
+                return taken
             timeout = 0.0
             try:
                 self._open(letter)
             except InvalidEvent as error:
                 self._refuse(letter.peer, error.field, error.problem, fatal=True)
+        return messages
 
     def _open(self, letter: Letter) -> None:
         """Judge a letter by who sent it and by its size; read it if nothing is wrong with them."""
@@ -335,6 +349,7 @@ class Broker:
 
     @_on.register
     def _(self, message: RolloutDone, peer: Peer) -> None:
+        peer.overdue = False
         self.stream.rollout_done(message)
 
     @_on.register
@@ -424,6 +439,8 @@ class Broker:
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
                 *(lease.lease_id, lease.actor, stream.lease_seconds, len(lease.samples)),
             )
+            if late := self.members.named(lease.actor):
+                late.overdue = True
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
@@ -490,8 +507,10 @@ class Broker:
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
         actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+        while actors:
             _, number, peer = actors[0]
+            if (lease := self.stream.grant(peer.name, self._credit(peer), now())) is None:
+                break  # there is no further group
             self._say(peer.identity, lease)
             if self._has_room(peer):
                 heapq.heapreplace(actors, (-self._room(peer), number, peer))
@@ -500,10 +519,14 @@ class Broker:
         self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
-        return actor.capacity - self.stream.samples_held(actor.name)
+        return self._credit(actor) - self.stream.samples_held(actor.name)
+
+    def _credit(self, actor: Peer) -> int:
+        """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
+        return min(actor.capacity, self.config.stream.group_size) if actor.overdue else actor.capacity
 
     def _has_room(self, actor: Peer) -> bool:
-        return self.stream.has_room(actor.name, actor.capacity)
+        return self.stream.has_room(actor.name, self._credit(actor))
 
     def _assign_jobs(self) -> None:
         """A job at a time to the verifier that holds fewest."""
@@ -512,8 +535,10 @@ class Broker:
         held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
         verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
         heapq.heapify(verifiers)
-        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+        while verifiers:
             jobs, number, peer = verifiers[0]
+            if (job := self.stream.assign(peer.name, peer.capacity)) is None:
+                break  # there is no further rollout
             self._say(peer.identity, job)
             if jobs + 1 < peer.capacity:
                 heapq.heapreplace(verifiers, (jobs + 1, number, peer))

@@ -573,8 +573,10 @@ class Stream:
             self.drops_in_a_row = 0  # whatever its rewards, all that makes a group works
             return
         self.drops_in_a_row = 0
-        bisect.insort(self._ready, group.group_id)
-        self._batch_may_be = True
+        place = bisect.bisect(self._ready, group.group_id)
+        self._ready.insert(place, group.group_id)
+        if place < self.config.groups_per_step:  # else it is not in the next batch, and what that waits for remains
+            self._batch_may_be = True
 
     def _resampled(self, group: Group) -> bool:
         """Make room for another group, as long as the batch in the making has lost fewer than the limit."""
@@ -699,7 +701,12 @@ class Stream:
         return bool(self.exhausted) and len(self.groups) < self.config.groups_per_step
 
     def close(self) -> None:
-        """The run is over: what is still under way is dropped, and counted."""
+        """The run is over: what is still under way is dropped, and counted, a batch that was handed out as well."""
+        for version in [version for version in self.batches if version >= self.version]:
+            del self.batches[version]
+            self.changes.batches.add(version)
+        self.furthest = self.version
+        self.changes.state = True
         for group in list(self.groups.values()):
             self._drop(group, "run_ended")
         self._ready.clear()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, pictured, rollout, train
 
+from learner.broker import journal as journal_file
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
@@ -288,6 +289,41 @@ def test_a_learner_that_comes_back_gets_the_same_batches_and_nothing_new_until_i
     assert stream.grant("a", 1000, 0.0) is not None
 
 
+@pytest.mark.parametrize("goes_back", [False, True])
+def test_a_run_that_ends_with_a_batch_handed_out_drops_it_and_may_go_on_later(path: Path, goes_back: bool) -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=1)
+    stream.resume(0, (), checkpoints=True)
+    order = []
+    for _ in range(3):
+        while lease := stream.grant("a", 100, 0.0):
+            finish(stream, lease)
+        order += train(stream)
+    handed_out = stream.batch(3)
+    assert handed_out
+    journal = Journal(path, RUN)
+    journal.commit(stream)
+    if goes_back:
+        stream.restore(journal.load(2, 0), 0.0, 1)
+        assert stream.resume(1, merged((), order[:1]), checkpoints=True)
+        assert stream.batch(1)
+    stream.close()
+    journal.commit(stream)
+    journal.close()
+    again = found(path, stream.config)
+    stood = 1 if goes_back else 3
+    assert (again.version, again.furthest, again.groups) == (stood, stood, {})
+    assert all(version < stood for version in again.batches)
+    dropped = again.dropped["run_ended"]
+    assert again._next_task == again.consumed_groups + dropped
+    assert again.resume(stood, merged((), order[:stood]), checkpoints=True)
+    again.published(stood, fingerprint(stood))
+    lease = again.grant("a", 100, 0.0)
+    assert lease
+    assert lease.group_id == again.consumed_groups + dropped
+    finish(again, lease)
+    assert train(again) == [lease.group_id]
+
+
 def test_what_a_checkpoint_holds_leaves_the_journal(path: Path) -> None:
     stream = new_stream(groups_per_step=1, group_size=2)
     stream.resume(0, (), checkpoints=True)
@@ -428,3 +464,36 @@ def test_fingerprints_are_forgotten_once_no_rollout_can_name_them(path: Path) ->
     assert stream.fingerprints.keys() == {19, 20}
     assert stream.fingerprints[20] == (fingerprint(20),)
     assert written(path, stream).fingerprints == stream.fingerprints
+
+
+def test_what_is_left_of_groups_that_are_gone_is_deleted_bit_by_bit_and_read_by_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_file, "LEFTOVERS_A_TURN", 2)
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=9)
+    stream.resume(0, (), checkpoints=True)
+    journal = Journal(path, RUN)
+
+    def left(journal: Journal) -> tuple[int, ...]:
+        tables = ("groups", "rollouts", "verdicts")
+        return tuple(journal._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+
+    while lease := stream.grant("a", 1000, 0.0):
+        finish(stream, lease)
+    while stream.ready:
+        train(stream)
+    journal.commit(stream)
+    stream.checkpointed(9)
+    journal.commit(stream)
+    assert left(journal) == (1, 20, 20), "the rollouts of groups that are gone are still there"
+    journal.commit(stream)
+    assert left(journal) == (1, 16, 16), "a turn in which nothing happened deletes some"
+    journal.close()
+    again = Journal(path, RUN)
+    assert [group.group_id for group in again.load(2, 0).groups] == [9]
+    stream = found_in(again, stream.config)
+    for rows in (12, 8, 4, 2, 2):
+        again.commit(stream)
+        assert left(again) == (1, rows, rows)
+    assert [group.group_id for group in again.load(2, 0).groups] == [9]
+    again.close()
