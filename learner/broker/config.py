@@ -74,11 +74,14 @@ class StreamConfig:
     silence_seconds: float = option(30.0, "a peer silent for longer is taken for dead")
     return_seconds: float = option(300.0, "time for a learner or a broker that died to come back, before the run ends")
     messages_per_second: float = option(
-        10000.0, "messages that a peer may send, ten seconds' worth at once; one that sends more is refused"
+        10000.0,
+        "messages that a peer may send, ten seconds' worth at once, a large one counted as one for each 16 KiB; one "
+        "that sends more is refused",
     )
     strangers_per_second: float = option(
-        1000.0, "messages of connections that did not say Hello that are answered, all of them together"
+        100.0, "messages that a connection may send before it says Hello; one that sends more is cut off"
     )
+    peers: int = option(10000, "processes that may take part at the same time")
     consume_seconds: float = option(3600.0, "time the learner may take over a batch before it is taken for stuck")
 
 
@@ -150,7 +153,7 @@ def _check_tasks(task: TaskConfig) -> None:
 def _check_stream(stream: StreamConfig) -> None:
     if stream.group_size < 2:
         raise ValueError(f"stream.group_size={stream.group_size}: a group-relative advantage needs at least 2 rollouts")
-    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit"):
+    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit", "peers"):
         if getattr(stream, name) < 1:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
     for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds", "return_seconds", "consume_seconds"):
