@@ -14,7 +14,7 @@ from deploy.local.launch import Launch
 from deploy.local.live import view
 from deploy.local.plain import duration, number
 from deploy.local.supervision import RunFailed
-from learner.broker.journal import journal_path
+from learner.broker.config import journal_path
 
 ConfigStore.instance().store(name="local_schema", node=LocalRoot)
 

@@ -14,9 +14,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from learner.broker.config import BrokerRoot, check, identity
+from learner.broker.config import BrokerRoot, check, identity, journal_path
 from learner.broker.http import StatusServer
-from learner.broker.journal import Journal, JournalFailed, journal_path
+from learner.broker.journal import Journal, JournalFailed
 from learner.broker.quiet import Quiet
 from learner.broker.service import Broker
 from learner.broker.sizes import LEARNER

@@ -1,6 +1,7 @@
 """The broker's options: tasks, sampling, and the admission-controlled stream."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -10,6 +11,7 @@ from protocol.security import SecurityConfig, check_security
 
 ZERO_VARIANCE = ("keep", "resample")
 SYNC = ("normal", "full")
+JOURNAL = "journal.sqlite"
 STRAGGLER = ("wait", "drop", "train")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
 
@@ -191,3 +193,8 @@ def _check_sampling(sampling: SamplingConfig) -> None:
         )
     if sampling.max_tokens < 1:
         raise ValueError(f"sampling.max_tokens={sampling.max_tokens}: must be at least 1")
+
+
+def journal_path(path: str, run_directory: str) -> Path:
+    """Where the journal of a run lies: at `path`, else in its directory."""
+    return Path(path) if path else Path(run_directory) / JOURNAL

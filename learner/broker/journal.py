@@ -30,7 +30,6 @@ from protocol.errors import MalformedMessage
 from protocol.messages import Rollout, Task, Verdict
 
 FORMAT = 1
-NAME = "journal.sqlite"
 SETTINGS = (
     "secure_delete=OFF",  # Debian's default is to wipe what is deleted
     "cache_size=-65536",  # KiB: what is written is deleted before it is read again
@@ -58,11 +57,6 @@ TABLES = """
 OF_GROUPS = "WHERE group_id IN (SELECT group_id FROM groups)"  # and not of those that are gone, see `_delete_leftovers`
 # groups that are gone, but some of their rollouts are not; no group has verdicts without rollouts
 LEFTOVERS = "SELECT DISTINCT group_id FROM rollouts WHERE group_id NOT IN (SELECT group_id FROM groups)"
-
-
-def journal_path(path: str, run_directory: str) -> Path:
-    """Where the journal of a run lies: at `path`, else in its directory."""
-    return Path(path) if path else Path(run_directory) / NAME
 
 
 class JournalFailed(Exception):
