@@ -14,13 +14,13 @@ from actors import metrics
 from actors.requests import Bytes
 from actors.weights.holdings import Holdings
 from protocol.clock import Ticker
-from protocol.errors import PeerStalled
-from protocol.messages import Message, Shard, ShardComing, ShardGone, ShardRequest
+from protocol.messages import Shard, ShardComing, ShardGone, ShardRequest
 from protocol.sockets import Router
 
 log = logging.getLogger("actor")
 
 REQUEST_BYTES = 2**16  # largest frame that another actor may send
+UNREAD_SHARDS = 512  # that wait for a child which does not read, before it is cut off; an honest one asks for 64
 PROMISE_SECONDS = 1.0  # between two words to a child that waits
 DELTA_VERSIONS = 4  # whose deltas are kept
 MESSAGES_A_TURN = 100
@@ -30,7 +30,7 @@ class Relay:
     """Serves what `holdings` and the deltas that passed through give."""
 
     def __init__(self, host: str) -> None:
-        self._router = Router(f"tcp://{host}:*", roles=("actor",), largest=REQUEST_BYTES)
+        self._router = Router(f"tcp://{host}:*", roles=("actor",), largest=REQUEST_BYTES, unread=UNREAD_SHARDS)
         self.endpoint = self._router.address
         self.holdings: Holdings | None = None
         self._fetching = False
@@ -78,7 +78,7 @@ class Relay:
         if self._waiting and self._promise.due():
             for requests in self._waiting.values():
                 for child, asked in requests:
-                    self._send(child, ShardComing(version=asked.version, shard=asked.shard))
+                    self._router.send(child, ShardComing(version=asked.version, shard=asked.shard))
 
     def close(self) -> None:
         """Serve nobody any more."""
@@ -93,18 +93,12 @@ class Relay:
         version, shard = asked.version, asked.shard
         if (data := self._find(asked)) is not None:
             metrics.weights_relayed_bytes.inc(len(data))
-            self._send(child, Shard(version=version, shard=shard, delta=asked.delta, data=data))
+            self._router.send(child, Shard(version=version, shard=shard, delta=asked.delta, data=data))
         elif self._will_have(asked):
             self._waiting.setdefault(shard, []).append((child, asked))
-            self._send(child, ShardComing(version=version, shard=shard))
+            self._router.send(child, ShardComing(version=version, shard=shard))
         else:
-            self._send(child, ShardGone(version=version, shard=shard, delta=asked.delta))
-
-    def _send(self, child: bytes, message: Message) -> None:
-        try:
-            self._router.send(child, message)
-        except PeerStalled as error:
-            log.warning("an actor asks for more weights than it reads: %s", error)
+            self._router.send(child, ShardGone(version=version, shard=shard, delta=asked.delta))
 
     def _find(self, asked: ShardRequest) -> Bytes | None:
         if asked.delta:

@@ -17,7 +17,6 @@ from learner.publish.loads import Loads
 from learner.publish.store import Store
 from learner.publish.tree import Trees
 from learner.publish.version import Address
-from protocol.errors import PeerStalled
 from protocol.messages import Loaded, Message, Shard, ShardRequest, Source, SourceRequest
 from protocol.segments import SegmentServer, available
 from protocol.sockets import Rejected, Router
@@ -25,6 +24,7 @@ from protocol.sockets import Rejected, Router
 log = logging.getLogger("learner")
 
 REQUEST_BYTES = 2**16  # largest frame that an actor may send
+UNREAD_SHARDS = 512  # that wait for an actor which does not read, before it is cut off; an honest one asks for 64
 LOOK_SECONDS = 0.2  # between two looks at whether it is over
 MESSAGES_A_TURN = 100
 
@@ -35,7 +35,7 @@ class WeightServer:
     def __init__(self, store: Store, host: str, *, fanout: int, shared_memory: bool) -> None:
         self.store = store
         self.loads = Loads()
-        self._router = Router(f"tcp://{host}:*", roles=("actor",), largest=REQUEST_BYTES)
+        self._router = Router(f"tcp://{host}:*", roles=("actor",), largest=REQUEST_BYTES, unread=UNREAD_SHARDS)
         self._segments = SegmentServer(store.lease, store.release) if shared_memory and available() else None
         self._trees = Trees(fanout)
         self._over = threading.Event()
@@ -71,10 +71,7 @@ class WeightServer:
             for _ in range(MESSAGES_A_TURN):
                 if (received := self._router.receive()) is None:
                     break
-                try:
-                    self._on(received[1], received[0])
-                except PeerStalled as error:
-                    log.warning("an actor asks for more weights than it reads: %s", error)
+                self._on(received[1], received[0])
 
     @singledispatchmethod
     def _on(self, message: Message | Rejected, actor: bytes) -> None:
