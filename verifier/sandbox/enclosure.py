@@ -1,0 +1,137 @@
+"""The walls round one check: what a forked process does to itself before it touches anything hostile.
+
+The order matters. While it still has the zygote's rights it takes namespaces and a folder of its own and enters its
+control group; then it becomes its own user, in a user namespace of its own, and lets go of every capability; then
+come what nobody can take back: limits, no_new_privs, Landlock, and last the filter, which would refuse most of this.
+"""
+
+import math
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from verifier.sandbox import capabilities, landlock
+from verifier.sandbox.cgroups import Group
+from verifier.sandbox.filter import install, program
+from verifier.sandbox.identity import Identities, single, write_maps
+from verifier.sandbox.kernel import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    MS_NODEV,
+    MS_NOSUID,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    clone,
+    close_all_but,
+    mount,
+    prctl,
+    unshare,
+)
+from verifier.sandbox.policy import ALLOWED, EXECUTE, SIGNALS, WORKER
+from verifier.sandbox.program import Limits
+from verifier.sandbox.root import FOLDER
+from verifier.sandbox.walls import WallError, Walls
+
+_FILES_PER_MEGABYTE = 64
+
+
+@dataclass(slots=True)
+class Enclosure:
+    """What the zygote has prepared, for each process that it forks to lock itself in."""
+
+    walls: Walls
+    identities: Identities
+    groups: list[Group]  # one a slot
+    proc: int  # descriptor of the host's /proc, to write maps with; no check keeps it
+    landlock: int = 0  # version
+    filters: dict[str, bytes] = field(default_factory=dict)  # by kind
+
+    def prepare(self) -> None:
+        """Find out what this kernel has, and put the filters together."""
+        try:
+            self.landlock = landlock.version()
+        except OSError as error:
+            self.walls.missing["landlock"] = str(error)
+        kept = [name for name in ALLOWED if "namespaces" in self.walls or name not in SIGNALS]
+        kinds = {"source": kept, "argv": [*kept, *EXECUTE], "worker": [*kept, *WORKER]}
+        try:
+            self.filters = {kind: program(names) for kind, names in kinds.items()}
+        except KeyError as error:
+            self.walls.missing["seccomp"] = str(error)
+
+    def fork(self) -> tuple[int, int]:
+        """A child, in its own pid namespace if there are any: pid and pidfd, (0, -1) in the child."""
+        return clone(CLONE_NEWPID if "namespaces" in self.walls else 0)
+
+    def confine(self, slot: int, limits: Limits, kind: str, kept: set[int]) -> None:
+        """Lock the calling process, a child of `fork`, in; `kept` descriptors stay open. Raises `WallError`."""
+        with _wall("memory_cgroup" if "memory_cgroup" in self.walls else "pids_cgroup"):
+            self.groups[slot].enter()
+        identity = self.identities.of(slot)
+        with _wall("namespaces"):
+            if "namespaces" in self.walls:
+                self._own_namespaces(identity, limits)
+            elif self.identities.first is not None:
+                outside = self.identities.first + slot
+                os.setgroups([])
+                os.setresgid(outside, outside, outside)
+                os.setresuid(outside, outside, outside)
+            capabilities.drop_all()
+        close_all_but(kept)
+        _limit(limits)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        if "landlock" in self.walls:
+            with _wall("landlock"):
+                landlock.restrict([FOLDER] if "namespaces" in self.walls else [], self.landlock)
+        if "seccomp" in self.walls:
+            with _wall("seccomp"):
+                install(self.filters[kind])
+
+    def _own_namespaces(self, identity: int, limits: Limits) -> None:
+        unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET)
+        files = max(16, limits.disk_bytes * _FILES_PER_MEGABYTE // 2**20)
+        options = f"size={limits.disk_bytes},nr_inodes={files},mode=700,uid={identity},gid={identity}"
+        mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, options)
+        if identity:
+            os.setresgid(identity, identity, identity)
+            os.setresuid(identity, identity, identity)
+        prctl(PR_SET_DUMPABLE, 1)  # else /proc/self is root's, and the maps cannot be written
+        unshare(CLONE_NEWUSER)
+        write_maps(self.proc, "self", single(identity), single(identity))
+        prctl(PR_SET_DUMPABLE, 0)
+        os.chdir(FOLDER)
+
+
+@contextmanager
+def _wall(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WallError(name, error) from None
+
+
+def _limit(limits: Limits) -> None:
+    """The kernel's limits of a process, hard and soft alike: they cannot be raised again."""
+    seconds = math.ceil(limits.cpu_seconds) + 1  # the backstop; the zygote looks more finely
+    for name, value in {
+        "AS": limits.memory_bytes,
+        "CPU": seconds,
+        "FSIZE": limits.disk_bytes,
+        "NOFILE": limits.open_files,
+        "NPROC": limits.processes,
+        "CORE": 0,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+        "NICE": 0,
+        "RTPRIO": 0,
+        "SIGPENDING": 64,
+    }.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        _, hard = resource.getrlimit(number)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (bound, bound))

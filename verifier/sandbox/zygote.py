@@ -1,0 +1,285 @@
+"""Inside the walls: a warm interpreter that forks a locked-in process for each program.
+
+It waits for requests on its links, for the ends of its children and for their deadlines, and never for a child: what
+takes time is done by the child. It reads limits and nothing else of a request; the program itself lies in a file that
+the child alone reads, so that no check finds another's in its memory. It ends when its owner's end of the control
+socket does; as process 1 of its pid namespace it takes everything along.
+
+A request is one datagram `{"limits": …, "argv": bool}` with descriptors: the run's socket, the program, stdin, stdout,
+stderr, and further ones that the program finds from 3 on. On the run's socket the child says `["began"]` when its
+walls stand, or `["failed", why]`; the zygote says `["ended", …]`. Closing the other end ends the run.
+"""
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from verifier.sandbox import inmate
+from verifier.sandbox.enclosure import Enclosure
+from verifier.sandbox.program import Limits
+from verifier.sandbox.walls import WallError
+
+MOST_REQUEST_BYTES = 4096
+MOST_DESCRIPTORS = 8
+_TICK_SECONDS = 0.05  # between two looks at the CPU time of what runs
+_TELL_SECONDS = 0.5  # between two messages about how runs ended
+
+
+@dataclass(slots=True)
+class _Request:
+    limits: Limits
+    kind: str
+    link: socket.socket
+    socket: socket.socket
+    descriptors: list[int]
+
+
+@dataclass(slots=True)
+class _Run:
+    request: _Request
+    slot: int
+    pid: int
+    pidfd: int
+    started: float
+    reason: str = ""  # why the zygote ended it
+    waited: float = 0.0
+
+
+def main(enclosure: Enclosure, control: int, most: Limits) -> None:
+    """Serve until the control socket ends."""
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=control) as owner:
+        owner.send(json.dumps(["walls", enclosure.walls.missing]).encode())
+        Zygote(enclosure, owner, most).serve()
+
+
+@dataclass(slots=True)
+class Zygote:
+    """The loop."""
+
+    enclosure: Enclosure
+    owner: socket.socket
+    most: Limits
+    _links: dict[int, socket.socket] = field(default_factory=dict)
+    _waiting: deque[_Request] = field(default_factory=deque)
+    _runs: dict[int, _Run] = field(default_factory=dict)  # by pidfd
+    _sockets: dict[int, _Run | _Request] = field(default_factory=dict)  # by the run's socket
+    _free: list[int] = field(default_factory=list)
+    _ended: Counter[str] = field(default_factory=Counter)
+    _told: float = 0.0
+    _poll: select.epoll = field(default_factory=select.epoll)
+
+    def serve(self) -> None:
+        """Until the owner is gone."""
+        self._free = list(range(len(self.enclosure.groups)))
+        self._poll.register(self.owner.fileno(), select.EPOLLIN)
+        while True:
+            for descriptor, _ in self._poll.poll(_TICK_SECONDS if self._runs else _TELL_SECONDS):
+                if descriptor == self.owner.fileno():
+                    if not self._obey():
+                        return
+                elif descriptor in self._links:
+                    self._take(self._links[descriptor])
+                elif descriptor in self._sockets:
+                    self._abandon(descriptor)
+                elif descriptor in self._runs:
+                    self._bury(self._runs[descriptor])
+            self._look()
+            self._start_waiting()
+            self._tell()
+
+    # ------------------------------------------------------------ requests
+
+    def _obey(self) -> bool:
+        """Take a new link from the owner. False: the owner is gone."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.owner, MOST_REQUEST_BYTES, 1)
+        except OSError:
+            return False
+        for descriptor in descriptors:
+            link = socket.socket(fileno=descriptor)
+            self._links[descriptor] = link
+            self._poll.register(descriptor, select.EPOLLIN)
+        return bool(data)
+
+    def _take(self, link: socket.socket) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(link, MOST_REQUEST_BYTES, MOST_DESCRIPTORS)
+        except OSError:
+            data, descriptors = b"", []
+        if not data:
+            self._unlink(link)
+            return
+        message = json.loads(data)
+        limits = Limits(**message["limits"]).within(self.most)
+        run = socket.socket(fileno=descriptors[0])
+        request = _Request(limits, "argv" if message["argv"] else "source", link, run, descriptors[1:])
+        self._sockets[run.fileno()] = request
+        self._poll.register(run.fileno(), select.EPOLLRDHUP)
+        self._waiting.append(request)
+
+    def _unlink(self, link: socket.socket) -> None:
+        """Whoever had this link is gone: so are its runs."""
+        self._poll.unregister(link.fileno())
+        del self._links[link.fileno()]
+        link.close()
+        for descriptor, held in list(self._sockets.items()):
+            if (held.request if isinstance(held, _Run) else held).link is link:
+                self._abandon(descriptor)
+
+    def _abandon(self, descriptor: int) -> None:
+        """Nobody waits for this run any more."""
+        held = self._sockets.pop(descriptor)
+        self._poll.unregister(descriptor)
+        if isinstance(held, _Run):
+            self._kill(held, "aborted")
+        else:
+            self._waiting.remove(held)
+            _close(held)
+
+    # ------------------------------------------------------------ runs
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._free:
+            request, slot = self._waiting.popleft(), self._free.pop()
+            self.enclosure.groups[slot].limit(request.limits)
+            started = time.monotonic()
+            pid, pidfd = self.enclosure.fork()
+            if pid == 0:
+                self._be_inmate(request, slot)
+            for descriptor in request.descriptors:
+                os.close(descriptor)
+            request.descriptors.clear()
+            run = _Run(request, slot, pid, pidfd, started)
+            self._runs[pidfd] = run
+            self._sockets[request.socket.fileno()] = run
+            self._poll.register(pidfd, select.EPOLLIN)
+
+    def _be_inmate(self, request: _Request, slot: int) -> NoReturn:
+        """In the child: lock in, say so, and become the program."""
+        os.setsid()
+        run = request.socket
+        try:
+            program, *rest = inmate.arrange(run.fileno(), request.descriptors)
+            told, kept = run.fileno(), {run.fileno(), program, *range(len(rest))}
+            self.enclosure.confine(slot, request.limits, request.kind, kept)
+            ready = inmate.read(program)
+        except (OSError, WallError, ValueError) as error:
+            os.write(run.fileno(), json.dumps(["failed", str(error)[:1000]]).encode())
+            os._exit(1)
+        os.write(told, b'["began"]')
+        os.close(told)
+        inmate.become(ready)
+
+    def _look(self) -> None:
+        """End what has used up its time."""
+        moment = time.monotonic()
+        for run in self._runs.values():
+            if run.reason:
+                continue
+            limits = run.request.limits
+            if moment - run.started >= limits.wall_seconds:
+                run.waited = self._waited_seconds(run)
+                self._kill(run, "wall")
+            elif moment - run.started >= limits.cpu_seconds / 2 and _cpu_seconds(run.pid) >= limits.cpu_seconds:
+                self._kill(run, "cpu")
+
+    def _kill(self, run: _Run, reason: str) -> None:
+        run.reason = run.reason or reason
+        signal.pidfd_send_signal(run.pidfd, signal.SIGKILL)
+        if "namespaces" not in self.enclosure.walls:
+            _kill_group(run.pid)
+
+    def _bury(self, run: _Run) -> None:
+        if "namespaces" not in self.enclosure.walls:
+            _kill_group(run.pid)
+        pid, status, usage = os.wait4(run.pid, 0)
+        wall = time.monotonic() - run.started
+        del self._runs[run.pidfd]
+        self._poll.unregister(run.pidfd)
+        os.close(run.pidfd)
+        self._free.append(run.slot)
+        code = os.waitstatus_to_exitcode(status)
+        cpu = usage.ru_utime + usage.ru_stime
+        ended = run.reason or ("exit" if code >= 0 else "signal")
+        if self.enclosure.groups[run.slot].killed() and ended in ("exit", "signal"):
+            ended = "memory"
+        elif ended == "signal" and cpu >= run.request.limits.cpu_seconds:
+            ended = "cpu"
+        self._ended[ended] += 1
+        facts = {
+            "ended": ended,
+            "exit": code if ended == "exit" else None,
+            "signal": -code if ended == "signal" else None,
+            "cpu_seconds": cpu,
+            "wall_seconds": wall,
+            "waited_seconds": run.waited,
+        }
+        connection = run.request.socket
+        if self._sockets.pop(connection.fileno(), None) is not None:
+            self._poll.unregister(connection.fileno())
+            _say(connection, ["ended", facts])
+        _close(run.request)
+
+    def _waited_seconds(self, run: _Run) -> float:
+        """How long a run was ready and had no CPU (`/proc/<pid>/schedstat`); 0 where the kernel does not count that."""
+        try:
+            facts = _read(self.enclosure.proc, f"self/fdinfo/{run.pidfd}")
+            (pid,) = [line.split()[1] for line in facts.splitlines() if line.startswith("Pid:")]
+            return int(_read(self.enclosure.proc, f"{pid}/schedstat").split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return 0.0
+
+    def _tell(self) -> None:
+        """How many runs ended in which way since the last time."""
+        moment = time.monotonic()
+        if self._ended and moment - self._told >= _TELL_SECONDS:
+            self._told = moment
+            _say(self.owner, ["runs", dict(self._ended)])
+            self._ended.clear()
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a child, by its clock (clock_getcpuclockid(3)); 0 once it is gone."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
+
+
+def _kill_group(pid: int) -> None:
+    """Without a pid namespace: all that a run has started, which cannot leave its process group (`policy`)."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _read(proc: int, path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        return os.read(descriptor, 4096).decode()
+    finally:
+        os.close(descriptor)
+
+
+def _say(connection: socket.socket, message: list[Any]) -> None:
+    """Without waiting: whoever does not listen misses it."""
+    try:
+        connection.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+    except OSError:
+        return
+
+
+def _close(request: _Request) -> None:
+    request.socket.close()
+    for descriptor in request.descriptors:
+        os.close(descriptor)
