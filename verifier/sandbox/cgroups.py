@@ -8,7 +8,6 @@ finds one unlocked removes it.
 import errno
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -120,7 +119,7 @@ class Groups:
 def make(slots: int) -> Groups:
     """Groups for `slots` checks, with the controllers that can be had here."""
     found = places(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text())
-    name = PREFIX + secrets.token_hex(6)
+    name = PREFIX + os.urandom(6).hex()
     groups = Groups([Group() for _ in range(slots)])
     made: dict[Path, Path] = {}
     for controller, candidates in found.items():

@@ -8,13 +8,11 @@ come what nobody can take back: limits, no_new_privs, Landlock, and last the fil
 import math
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from verifier.sandbox import capabilities, landlock
 from verifier.sandbox.cgroups import Group
-from verifier.sandbox.filter import install, program
+from verifier.sandbox.filter import Filter
 from verifier.sandbox.identity import Identities, single, write_maps
 from verifier.sandbox.kernel import (
     CLONE_NEWIPC,
@@ -49,10 +47,12 @@ class Enclosure:
     groups: list[Group]  # one a slot
     proc: int  # descriptor of the host's /proc, to write maps with; no check keeps it
     landlock: int = 0  # version
-    filters: dict[str, bytes] = field(default_factory=dict)  # by kind
+    capabilities: int = 0  # how many there are
+    filters: dict[str, Filter] = field(default_factory=dict)  # by kind
 
     def prepare(self) -> None:
         """Find out what this kernel has, and put the filters together."""
+        self.capabilities = capabilities.known()
         try:
             self.landlock = landlock.version()
         except OSError as error:
@@ -60,7 +60,7 @@ class Enclosure:
         kept = [name for name in ALLOWED if "namespaces" in self.walls or name not in SIGNALS]
         kinds = {"source": kept, "argv": [*kept, *EXECUTE], "worker": [*kept, *WORKER]}
         try:
-            self.filters = {kind: program(names) for kind, names in kinds.items()}
+            self.filters = {kind: Filter(names) for kind, names in kinds.items()}
         except KeyError as error:
             self.walls.missing["seccomp"] = str(error)
 
@@ -70,27 +70,31 @@ class Enclosure:
 
     def confine(self, slot: int, limits: Limits, kind: str, kept: set[int]) -> None:
         """Lock the calling process, a child of `fork`, in; `kept` descriptors stay open. Raises `WallError`."""
-        with _wall("memory_cgroup" if "memory_cgroup" in self.walls else "pids_cgroup"):
+        wall = "memory_cgroup" if "memory_cgroup" in self.walls else "pids_cgroup"
+        try:
             self.groups[slot].enter()
-        identity = self.identities.of(slot)
-        with _wall("namespaces"):
+            wall = "namespaces"
+            identity = self.identities.of(slot)
             if "namespaces" in self.walls:
                 self._own_namespaces(identity, limits)
+                capabilities.drop_all(self.capabilities)
             elif self.identities.first is not None:
                 outside = self.identities.first + slot
                 os.setgroups([])
+                capabilities.drop_bounding(self.capabilities)
                 os.setresgid(outside, outside, outside)
-                os.setresuid(outside, outside, outside)
-            capabilities.drop_all()
-        close_all_but(kept)
-        _limit(limits)
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        if "landlock" in self.walls:
-            with _wall("landlock"):
+                os.setresuid(outside, outside, outside)  # from 0, and so without capabilities
+            close_all_but(kept)
+            _limit(limits)
+            prctl(PR_SET_NO_NEW_PRIVS, 1)
+            wall = "landlock"
+            if wall in self.walls:
                 landlock.restrict([FOLDER] if "namespaces" in self.walls else [], self.landlock)
-        if "seccomp" in self.walls:
-            with _wall("seccomp"):
-                install(self.filters[kind])
+            wall = "seccomp"
+            if wall in self.walls:
+                self.filters[kind].install()
+        except OSError as error:
+            raise WallError(wall, error) from None
 
     def _own_namespaces(self, identity: int, limits: Limits) -> None:
         unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET)
@@ -107,31 +111,24 @@ class Enclosure:
         os.chdir(FOLDER)
 
 
-@contextmanager
-def _wall(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WallError(name, error) from None
-
-
 def _limit(limits: Limits) -> None:
     """The kernel's limits of a process, hard and soft alike: they cannot be raised again."""
-    seconds = math.ceil(limits.cpu_seconds) + 1  # the backstop; the zygote looks more finely
-    for name, value in {
-        "AS": limits.memory_bytes,
-        "CPU": seconds,
-        "FSIZE": limits.disk_bytes,
-        "NOFILE": limits.open_files,
-        "NPROC": limits.processes,
-        "CORE": 0,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-        "NICE": 0,
-        "RTPRIO": 0,
-        "SIGPENDING": 64,
-    }.items():
-        number = getattr(resource, f"RLIMIT_{name}")
-        _, hard = resource.getrlimit(number)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(number, (bound, bound))
+    bounds = {
+        resource.RLIMIT_AS: limits.memory_bytes,
+        resource.RLIMIT_CPU: math.ceil(limits.cpu_seconds) + 1,  # the backstop; the zygote looks more finely
+        resource.RLIMIT_FSIZE: limits.disk_bytes,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_NPROC: limits.processes,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_NICE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_SIGPENDING: 64,
+    }
+    for number, bound in bounds.items():
+        try:
+            resource.setrlimit(number, (bound, bound))
+        except ValueError:  # the host's own is lower
+            hard = resource.getrlimit(number)[1]
+            resource.setrlimit(number, (hard, hard))

@@ -29,6 +29,8 @@ SECCOMP_MODE_FILTER = 2
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL keeps the GIL: a fork in between would leave it locked
 _NUMBERS = numbers() if platform.machine() in MACHINES else {}
+_prctl = _libc.prctl
+_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
@@ -83,9 +85,11 @@ def make_root(folder: str) -> None:
     os.chdir("/")
 
 
-def prctl(option: int, *arguments: int | ctypes.Array[ctypes.c_char]) -> int:
-    """prctl(2)."""
-    return call("prctl", option, *arguments, *[0] * (4 - len(arguments)))
+def prctl(option: int, argument: int = 0, address: int = 0) -> None:
+    """prctl(2). Raises `OSError`."""
+    if _prctl(option, argument, address, 0, 0) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl {option}: {os.strerror(error)}")
 
 
 def close_from(first: int, last: int = 0x7FFFFFFF) -> None:

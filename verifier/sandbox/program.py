@@ -1,7 +1,6 @@
 """What is run, within which limits, and how it ended."""
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -79,16 +78,6 @@ class Program:
         if len(body) > MOST_PROGRAM_BYTES:
             raise ValueError(f"the program has {len(body)} bytes; {MOST_PROGRAM_BYTES} can be run")
         return body
-
-
-def unpacked(body: bytes) -> Program:
-    """What `Program.packed` made. Raises `ValueError`."""
-    message = json.loads(body)
-    try:
-        files = {name: base64.b64decode(content) for name, content in message.pop("files").items()}
-        return Program(**{**message, "argv": tuple(message["argv"]), "files": files})
-    except (TypeError, KeyError, binascii.Error) as error:
-        raise ValueError(f"not a packed program: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

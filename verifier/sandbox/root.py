@@ -18,9 +18,10 @@ _LINKS = ("/bin", "/lib", "/lib32", "/lib64")  # that the loader's paths go thro
 def interpreter() -> list[str]:
     """Files and folders that this interpreter needs to run and to import its standard library."""
     base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
+    here = {"installed_base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # not a virtual environment's
     wanted = [
-        Path(sysconfig.get_path("stdlib")),
-        Path(sysconfig.get_path("platstdlib")),
+        Path(sysconfig.get_path("stdlib", vars=here)),
+        Path(sysconfig.get_path("platstdlib", vars=here)),
         base / "bin" / version,
         base / "lib" / f"lib{version}.so.1.0",
         Path("/etc/ld.so.cache"),

@@ -4,7 +4,6 @@ import atexit
 import builtins
 import os
 import sys
-import threading
 import traceback
 import types
 from typing import Any, NoReturn
@@ -23,8 +22,15 @@ def fresh(name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = builtins
     sys.modules[name] = module
-    sys.setrecursionlimit(DEPTH + len(traceback.extract_stack()))
+    sys.setrecursionlimit(DEPTH + _depth())
     return module
+
+
+def _depth() -> int:
+    frame, depth = sys._getframe(), 0
+    while frame := frame.f_back:  # type: ignore[assignment]
+        depth += 1
+    return depth
 
 
 def execute(source: str, module: types.ModuleType) -> int:
@@ -53,7 +59,8 @@ def _status(code: Any) -> int:
 def end(status: int) -> NoReturn:
     """What Python does at its end, less taking itself apart."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+        if threading := sys.modules.get("threading"):
+            threading._shutdown()  # waits for threads
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -54,6 +54,7 @@ class _Run:
 
 def main(enclosure: Enclosure, control: int, most: Limits) -> None:
     """Serve until the control socket ends."""
+    inmate.prepare()
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=control) as owner:

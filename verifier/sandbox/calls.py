@@ -1,0 +1,174 @@
+"""Calls into hostile code: a module behind walls whose functions take and return values, and nothing else.
+
+What comes back was built here from plain data (`values`); what it ought to be never goes in.
+"""
+
+import os
+import select
+import socket
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from protocol.clock import Deadline
+from verifier.sandbox import values
+from verifier.sandbox.link import Link
+from verifier.sandbox.program import Limits, Outcome, Program
+
+MOST_ANSWER_BYTES = 8 * 2**20
+
+
+class NoAnswer(Exception):
+    """A call brought no value. The text says why: it raised, took too long, ended the process, spoke nonsense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raised(NoAnswer):
+    """The function raised `kind`."""
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"raised {self.kind}: {self.text[:200]}"
+
+
+class Functions:
+    """The functions of `source`, in a process of their own until `close`. `limits` hold for all calls together."""
+
+    def __init__(self, link: Link, source: str, limits: Limits) -> None:
+        self._channel, theirs = socket.socketpair()
+        self._channel.setblocking(False)
+        self._received = bytearray()
+        self.outcome: Outcome | None = None  # once the process has ended
+        with theirs:
+            self._run = link.start(Program(source=source, role="functions", limits=limits), theirs.fileno())
+
+    def call(self, name: str, arguments: list[Any], keywords: dict[str, Any], seconds: float) -> Any:
+        """What the function returns. Raises `NoAnswer`, `SandboxError`, and `values.Unsendable` for the arguments."""
+        request = values.dump([name, arguments, keywords]) + b"\n"
+        limit: Deadline | None = None
+        while b"\n" not in self._received:
+            if limit is None and self._run.began:
+                limit = Deadline(seconds)  # the wait for a free slot is nobody's fault
+            request = self._exchange(request, limit)
+        line, _, rest = bytes(self._received).partition(b"\n")
+        self._received = bytearray(rest)
+        try:
+            answer = values.load(line)
+        except ValueError as error:
+            raise NoAnswer(f"nonsense: {error}") from None
+        match answer:
+            case ["value", value]:
+                return value
+            case ["error", str(kind), str(text)]:
+                raise Raised(kind, text)
+        raise NoAnswer("nonsense")
+
+    def _exchange(self, request: bytes, limit: Deadline | None) -> bytes:
+        """Wait a moment, send and take what goes; what is left of the request. Raises `NoAnswer`."""
+        if len(self._received) > MOST_ANSWER_BYTES:
+            raise NoAnswer(f"an answer of more than {MOST_ANSWER_BYTES} bytes")
+        if limit is not None and limit.passed:
+            raise NoAnswer(f"timeout after {limit.seconds:g} s")
+        waiting = limit.remaining if limit else 1.0
+        readable, writable, _ = select.select([self._channel, self._run], [self._channel] * bool(request), [], waiting)
+        if self._run in readable and (outcome := self._run.poll()):
+            self.outcome = outcome
+        try:
+            if writable:
+                request = request[self._channel.send(request) :]
+            if self._channel in readable:
+                piece = self._channel.recv(2**16)
+                self._received += piece
+                if not piece:
+                    raise NoAnswer(f"the process ended{self._end()}")
+        except BlockingIOError:
+            return request
+        except OSError:
+            raise NoAnswer(f"the process ended{self._end()}") from None
+        return request
+
+    def _end(self) -> str:
+        self.outcome = self.outcome or self._run.wait()
+        lines = self.outcome.stderr.decode(errors="replace").strip().splitlines()
+        return f" ({self.outcome.ended}{': ' + lines[-1][:200] if lines else ''})"
+
+    def close(self) -> None:
+        """End the process."""
+        self._channel.close()
+        self._run.close()
+
+    def __enter__(self) -> "Functions":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How tests ended: for each, why it failed, empty if it passed. `tests` and `solution` ran in two processes."""
+
+    failures: list[str]
+    tests: Outcome
+    solution: Outcome | None  # None: it went on until the tests were done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tests:
+    """Tests of a function `entry`: code in which `candidate` and `entry` stand for it, or that defines
+    `check(candidate)`. `prompt` is executed first, for what the tests use of it."""
+
+    prompt: str
+    entry: str
+    tests: list[str]
+
+
+def try_out(link: Link, solution: str, tests: Tests, limits: Limits) -> Trial:
+    """Run tests against a solution that they can only call by value. Raises `SandboxError`.
+
+    The tests' word that they passed comes on a pipe that only their process has; no word is no pass.
+    """
+    ours, theirs = socket.socketpair()
+    told, tell = os.pipe()
+    trusted = Program(
+        source=tests.prompt,
+        role="tests",
+        limits=limits,
+        parameters={"entry": tests.entry, "tests": tests.tests},
+    )
+    hostile = Program(source=solution, role="functions", limits=limits)
+    with open(told, "rb") as report:
+        try:
+            other = link.start(hostile, theirs.fileno())
+            try:
+                run = link.start(trusted, ours.fileno(), tell)
+                ended: Outcome | None = None
+                theirs.close()
+                ours.close()
+                outcome = None
+                while outcome is None:
+                    watched = [run] if ended else [run, other]
+                    select.select(watched, [], [], limits.wall_seconds)
+                    ended = ended or other.poll()
+                    outcome = run.poll()
+            finally:
+                other.close()
+        finally:
+            ours.close()
+            theirs.close()
+            os.close(tell)
+        failures = _failures(report.read(), len(tests.tests)) if outcome.ok else None
+    if failures is None:
+        failures = [f"the tests ended by {outcome.ended}"] * len(tests.tests)
+    return Trial(failures, outcome, ended)
+
+
+def _failures(report: bytes, count: int) -> list[str] | None:
+    import json
+
+    found = json.loads(report or b"null")
+    return found if isinstance(found, list) and len(found) == count else None
