@@ -12,7 +12,7 @@ from verifier.sandbox.kernel import MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_BIN
 FOLDER = "/tmp"  # a check's own, and the only one that it can write to
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _STAGE = "/tmp"  # where the new root is put together; out of sight of all but this mount namespace
-_LINKS = ("/bin", "/lib", "/lib32", "/lib64")  # that the loader's paths go through
+_LINKS = ("/lib", "/lib32", "/lib64")  # that the loader's paths go through
 
 
 def interpreter() -> list[str]:

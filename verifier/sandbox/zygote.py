@@ -137,7 +137,7 @@ class Zygote:
                 self._abandon(descriptor)
 
     def _abandon(self, descriptor: int) -> None:
-        """Nobody waits for this run any more."""
+        """Whoever wanted this run wants it to end, or is gone."""
         held = self._sockets.pop(descriptor)
         self._poll.unregister(descriptor)
         if isinstance(held, _Run):
@@ -227,7 +227,7 @@ class Zygote:
         connection = run.request.socket
         if self._sockets.pop(connection.fileno(), None) is not None:
             self._poll.unregister(connection.fileno())
-            _say(connection, ["ended", facts])
+        _say(connection, ["ended", facts])
         _close(run.request)
 
     def _waited_seconds(self, run: _Run) -> float:
