@@ -41,12 +41,14 @@ class Functions:
         self._channel.setblocking(False)
         self._received = bytearray()
         self.outcome: Outcome | None = None  # once the process has ended
+        self.lost = False  # no further call can be answered
         with theirs:
             self._run = link.start(Program(source=source, role="functions", limits=limits), theirs.fileno())
 
     def call(self, name: str, arguments: list[Any], keywords: dict[str, Any], seconds: float) -> Any:
         """What the function returns. Raises `NoAnswer`, `SandboxError`, and `values.Unsendable` for the arguments."""
         request = values.dump([name, arguments, keywords]) + b"\n"
+        self.lost = True  # until it has answered
         limit: Deadline | None = None
         while b"\n" not in self._received:
             if limit is None and self._run.began:
@@ -54,6 +56,7 @@ class Functions:
             request = self._exchange(request, limit)
         line, _, rest = bytes(self._received).partition(b"\n")
         self._received = bytearray(rest)
+        self.lost = bool(rest)  # an answer to no question: the next would be taken for another
         try:
             answer = values.load(line)
         except ValueError as error:

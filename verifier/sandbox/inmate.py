@@ -19,15 +19,16 @@ _STREAMS: dict[str, TextIO] = {}
 _KEPT: dict[str, ModuleType] = {}  # our own: out of sight, but not taken apart in every check
 
 
-def arrange(run: int, descriptors: list[int]) -> list[int]:
-    """Put stdin, stdout, stderr and what follows at 0, 1, 2, …; returns where the program lies now, and those places.
+def lift(descriptors: list[int]) -> list[int]:
+    """Copies far above the places that `place` fills, where descriptors that the walls still need may lie."""
+    return [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _CLEAR_OF_ALL) for descriptor in descriptors]
 
-    `run` is left where it is, which is above them all.
-    """
-    program, *rest = (fcntl.fcntl(descriptor, fcntl.F_DUPFD, _CLEAR_OF_ALL) for descriptor in descriptors)
-    for place, descriptor in enumerate(rest):
-        os.dup2(descriptor, place)
-    return [program, *range(len(rest))]
+
+def place(descriptors: list[int]) -> None:
+    """Put stdin, stdout, stderr and what follows at 0, 1, 2, …"""
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
 
 
 def read(descriptor: int) -> dict[str, Any]:

@@ -167,14 +167,14 @@ class Zygote:
     def _be_inmate(self, request: _Request, slot: int) -> NoReturn:
         """In the child: lock in, say so, and become the program."""
         os.setsid()
-        run = request.socket
+        (told,) = inmate.lift([request.socket.fileno()])
         try:
-            program, *rest = inmate.arrange(run.fileno(), request.descriptors)
-            told, kept = run.fileno(), {run.fileno(), program, *range(len(rest))}
-            self.enclosure.confine(slot, request.limits, request.kind, kept)
+            program, *rest = inmate.lift(request.descriptors)
+            self.enclosure.confine(slot, request.limits, request.kind, {told, program, *rest})
+            inmate.place(rest)
             ready = inmate.read(program)
         except (OSError, WallError, ValueError) as error:
-            os.write(run.fileno(), json.dumps(["failed", str(error)[:1000]]).encode())
+            os.write(told, json.dumps(["failed", str(error)[:1000]]).encode())
             os._exit(1)
         os.write(told, b'["began"]')
         os.close(told)
