@@ -98,7 +98,8 @@ class WeightReceiver:
         """
         _check(manifest)
         held, moved = self._held, manifest.endpoint != self._endpoint
-        if held and (manifest.version < held.version or manifest.fingerprint == held.fingerprint):
+        known = held and (held.version, held.fingerprint) == (manifest.version, manifest.fingerprint)
+        if held and (known or manifest.version < held.version):
             log.info("version %d offered, version %d is held: not taken", manifest.version, held.version)
             return
         if self._newest and self._fetch and not moved and manifest.version <= self._newest.version:

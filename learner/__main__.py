@@ -14,17 +14,19 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
-from learner import checkpoint_files, distributed, exchange, metrics, model, optimizer
-from learner.checkpoint import Checkpoints
+from learner import distributed, exchange, metrics, optimizer
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
 from learner.loop import Learner, stop_reason
-from learner.model import Policy
 from learner.optimizer import Optimizer
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.model import Policy
+from learner.policy.reference import load_reference
 from learner.record import Record, open_record, resume_record, versions
-from learner.reference import load_reference
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 
@@ -70,16 +72,18 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     )
     restored = restore(config, checkpoints, policy, steps)
     if not ranks.first:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 tells them when it is over
         Learner(
             config, _run_spec(None, ranks), ranks, policy, steps, reference, None, None, checkpoints, restored
         ).train()
         return
-    signal.signal(signal.SIGTERM, _interrupt)  # on rank 0 alone: it says goodbye, the others have nothing to say
+    signal.signal(signal.SIGTERM, _interrupt)  # until it trains
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
     with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
         run_spec = _run_spec(link.welcome, ranks)
         learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)
+        signal.signal(signal.SIGTERM, lambda *_: link.interrupt("the learner got SIGTERM"))
         reason = learner.train()
         link.goodbye(reason, finished=True)
     log.info("finished: %s", reason)
@@ -88,7 +92,8 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
 def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps: Optimizer) -> Progress:
     """Where the run begins: at its newest checkpoint, if it is to be resumed. Collective.
 
-    Raises `ValueError` when there is none, when nothing is left to do, and when a new run would mix with an old one.
+    Raises `ValueError` when a new run would mix with an old one, and, where a checkpoint is required, when there is
+    none or nothing is left to do.
     """
     directory, newest = config.run.dir, checkpoints.latest()
     if not config.checkpoint.resume:
@@ -98,10 +103,14 @@ def restore(config: LearnerRoot, checkpoints: Checkpoints, policy: Policy, steps
                 "go on with it by checkpoint.resume=true"
             )
         return Progress()
+    if newest is None and not config.checkpoint.required:
+        log.info("%s holds no whole checkpoint: beginning anew", directory)
+        return Progress()
     if newest is None:
         raise ValueError(f"checkpoint.resume=true: run.dir={directory} holds no whole checkpoint to go on from")
     restored = checkpoints.restore(policy, steps, newest)
-    if reason := stop_reason(config.learner, restored.policy_version, restored.rewards):
+    reason = stop_reason(config.learner, restored.policy_version, restored.rewards)
+    if reason and config.checkpoint.required:
         raise ValueError(
             f"checkpoint.resume=true: nothing is left to do after {newest}: {reason}; raise learner.steps or "
             "learner.target_reward, or write its model by `python -m learner.export`"

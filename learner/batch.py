@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from learner.attention import Packing, pack
-from learner.cost import CostModel
+from learner.policy.attention import Packing, pack
+from learner.policy.cost import CostModel
 
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]

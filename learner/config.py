@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from learner.checkpoint_config import CheckpointConfig, check_checkpoint
+from learner.checkpoint.config import CheckpointConfig, check_checkpoint
 from learner.loss.config import LossConfig, check_loss
-from learner.model_config import ModelConfig, check_model
+from learner.policy.config import ModelConfig, check_model
 from protocol.options import option
 
 

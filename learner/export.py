@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, PretrainedConfig
 
-from learner import checkpoint_files, checkpoint_tensors
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint import tensors as checkpoint_tensors
 
 COPIED = (
     "generation_config.json",

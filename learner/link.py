@@ -142,6 +142,10 @@ class Link:
             raise answer.error
         return answer
 
+    def interrupt(self, reason: str) -> None:
+        """End the wait for batches, after those that are here: the run stops early. Safe in a signal handler."""
+        self._to_trainer.put(Goodbye(reason=reason, finished=False))
+
     def show(self, **gauges: float) -> None:
         """Values that the next heartbeat carries to the live view."""
         self._gauges = gauges

@@ -12,25 +12,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from learner import batch, exchange, metrics, reference
+from learner import batch, exchange, metrics
 from learner.batch import MicroBatch, TrainingSequence
-from learner.checkpoint import Checkpoints
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress, Totals
 from learner.config import LearnerConfig, LearnerRoot
 from learner.credit import Credited, credit, minibatches, untrained_sequences
 from learner.distributed import Ranks
 from learner.export import write_hf
 from learner.group_ranges import merged
 from learner.link import Link
-from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
-from learner.progress import Progress, Totals
+from learner.policy import reference
+from learner.policy.model import Policy, full_state
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step
 from learner.weights import snapshot
+from protocol.errors import ProtocolError
 from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec
 
 log = logging.getLogger("learner")
@@ -64,7 +66,11 @@ class Learner:
         self.began = time.monotonic() - self.restored.seconds
 
     def train(self) -> str:
-        """Train until a limit is reached or the tasks end; returns why it stopped. Raises `ProtocolError`."""
+        """Train until a limit is reached or the tasks end; returns why it stopped.
+
+        Raises `ProtocolError` when the run ended before that, a signal or the broker's end among the causes; what is
+        trained is in a checkpoint then, if checkpoints are written at all.
+        """
         if self.link:
             self.checkpoints.written = self.link.checkpointed
             every = self.config.checkpoint.every
@@ -73,6 +79,8 @@ class Learner:
         while not (reason := stop_reason(self.config.learner, self.policy_version, self.rewards)):
             self.clock = {}
             received = self.receive()
+            if isinstance(received, Goodbye) and not received.finished:
+                self.leave_early(received.reason)
             if isinstance(received, Goodbye):
                 reason = received.reason
                 break
@@ -88,14 +96,29 @@ class Learner:
             self.record.summary(reason, time.monotonic() - self.began)
         return reason
 
+    def leave_early(self, reason: str) -> NoReturn:
+        """Keep what is trained and raise `ProtocolError`. Collective."""
+        if self.config.checkpoint.every and self.policy_version:
+            self.checkpoint(1)
+            self.checkpoints.finish()
+            reason = f"{reason}; {self.checkpoints.newest} steps are in a checkpoint"
+        raise ProtocolError(reason)
+
     def receive(self) -> GroupBatch | Goodbye:
-        """The batch that this version consumes, on every rank, or the end of the run."""
+        """The batch that this version consumes, on every rank, or the end of the run, good or bad."""
         with self.timed("receive"):
-            wait = self.config.learner.batch_wait_seconds
-            heard = self.link.next_batch(self.policy_version, wait) if self.link else None
-            shared = exchange.broadcast(heard, self.ranks.device)
+            shared = exchange.broadcast(self.hear(), self.ranks.device)
         assert isinstance(shared, GroupBatch | Goodbye)
         return shared
+
+    def hear(self) -> GroupBatch | Goodbye | None:
+        """On rank 0 what the broker says; a line that is down is an early end of the run, for all ranks."""
+        if self.link is None:
+            return None
+        try:
+            return self.link.next_batch(self.policy_version, self.config.learner.batch_wait_seconds)
+        except ProtocolError as error:
+            return Goodbye(reason=str(error)[:4096], finished=False)
 
     def credit(self, received: GroupBatch) -> Credited:
         """The sequences that are trained, each with its advantage."""

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from learner.config import OptimizerConfig
 from learner.distributed import whole
-from learner.model import Policy
+from learner.policy.model import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ def resume_record(directory: Path, samples_per_step: int, policy_version: int) -
 
     Raises `ValueError` with file and line when one is not JSON.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     rows = _cut(directory / "metrics.jsonl", policy_version)
     _cut(directory / "samples.jsonl", policy_version)
     (directory / "summary.json").unlink(missing_ok=True)

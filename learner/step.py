@@ -18,8 +18,8 @@ from learner.loss.compose import token_loss
 from learner.loss.config import LossConfig
 from learner.loss.tokens import Tokens
 from learner.loss.weighted import at_risk, second_moment_bound
-from learner.model import Policy
 from learner.optimizer import Optimizer
+from learner.policy.model import Policy
 from learner.stats import TokenStats
 
 

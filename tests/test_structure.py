@@ -20,9 +20,9 @@ PROTOCOL_NEEDS = {"msgpack", "numpy", "zmq", "protocol"}
 CONFIG_MODULES = {
     "actors.config",
     "learner.broker.config",
-    "learner.checkpoint_config",
+    "learner.checkpoint.config",
     "learner.config",
-    "learner.sft_config",
+    "learner.sft.config",
     "verifier.config",
 }
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

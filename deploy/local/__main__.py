@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from deploy.local import layout
 from deploy.local.config import LocalRoot, launcher, run_directory
-from deploy.local.launch import Launch, RunFailed
+from deploy.local.launch import Launch
 from deploy.local.live import view
 from deploy.local.plain import duration, number
+from deploy.local.supervision import RunFailed
 
 ConfigStore.instance().store(name="local_schema", node=LocalRoot)
 
@@ -44,7 +45,9 @@ def result(directory: Path) -> str:
     """What came of the run, in one line."""
     summary = json.loads((directory / "summary.json").read_text())
     rewards = f"reward {number(summary['reward_start'], 3)} → {number(summary['reward_end'], 3)}"
-    return f"{rewards} in {summary['steps']} steps and {duration(summary['seconds'])}: {summary['stopped_because']}"
+    restarts = "".join(f", {name} restarted {number}×" for name, number in summary["restarts"].items())
+    took = f"{summary['steps']} steps and {duration(summary['seconds'])}"
+    return f"{rewards} in {took}: {summary['stopped_because']}{restarts}"
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 import actors.config
 import learner.broker.config
 import learner.config
-import learner.sft_config
+import learner.sft.config
 import verifier.config
 from actors.config import ActorRoot
 from learner.broker.config import BrokerRoot
 from learner.config import LearnerRoot
-from learner.sft_config import SftRoot
+from learner.sft.config import SftRoot
 from protocol.options import option
 from verifier.config import VerifierRoot
 
@@ -37,7 +37,7 @@ CHECKS: Mapping[str, Callable[[Any], None]] = {
     "learner": learner.config.check,
     "actor": actors.config.check,
     "verifier": verifier.config.check,
-    "sft": learner.sft_config.check,
+    "sft": learner.sft.config.check,
 }
 RENAMED = {  # (role, its section) → the section of this tree
     ("sft", "optimizer"): "sft_optimizer",
@@ -45,6 +45,7 @@ RENAMED = {  # (role, its section) → the section of this tree
 }
 PLACEMENTS = ("auto", "none")
 VIEWS = ("auto", "rich", "plain", "none")
+LONGEST_PAUSE = 30.0  # seconds between the death of a process and its next start
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,6 +66,16 @@ class LauncherConfig:
     overwrite: bool = option(False, "clear a run directory that holds a run already, instead of refusing it")
     resume: bool = option(
         False, "go on with the run of this directory from its newest training checkpoint; its cold start stays"
+    )
+    restarts: int = option(
+        5, "times that each process which a signal killed is started again; 0: the first death ends the run"
+    )
+    restart_seconds: float = option(
+        1.0, "pause before a restart; it doubles with each death of the process, up to 30 seconds"
+    )
+    restart_reset_seconds: float = option(
+        60.0,
+        "a process that lived for so long had worked: its pauses begin anew, and it is restarted after an error too",
     )
     view: str = option("auto", "`rich`, `plain` or `none`; `auto`: rich on a terminal, else plain lines")
     report: bool = option(True, "write plots and report.html at the end")
@@ -106,11 +117,11 @@ def model_directory(tree: DictConfig) -> Path:
     return Path(tree.model) if tree.model else Path(tree.sft.out) / "model"
 
 
-def projection(tree: DictConfig, role: str, **replaced: str) -> dict[str, Any]:
+def projection(tree: DictConfig, role: str, **replaced: str | int) -> dict[str, Any]:
     """The part of the tree that `role` reads, resolved, with root fields `replaced` where the role has them."""
     plain = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(plain, dict)
-    replaced = {"model": str(model_directory(tree))} | replaced
+    replaced = {"model": str(model_directory(tree)), **replaced}
     if role != "broker":
         plain["metrics_port"] = 0  # one port cannot serve them all
     part = {}
@@ -136,7 +147,13 @@ def check(tree: DictConfig, config: LauncherConfig) -> None:
     for name in ("actors", "verifiers"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name}={getattr(config, name)}: must be 0 (they join by hand) or more")
-    for name in ("start_seconds", "end_seconds"):
+    if config.restarts < 0:
+        raise ValueError(f"restarts={config.restarts}: must be 0 (the first death ends the run) or more")
+    if not 0 <= config.restart_seconds <= LONGEST_PAUSE:
+        raise ValueError(
+            f"restart_seconds={config.restart_seconds}: must lie in [0, {LONGEST_PAUSE:g}], the longest pause"
+        )
+    for name in ("start_seconds", "end_seconds", "restart_reset_seconds"):
         if getattr(config, name) <= 0:
             raise ValueError(f"{name}={getattr(config, name)}: must be more than 0 seconds")
     if config.resume and config.overwrite:

@@ -1,38 +1,42 @@
 """The stages of a run: cold start → broker → learner, actors, verifiers → the end.
 
-It waits for three things, each with a deadline or a watch over the processes that it depends on: the cold start's end,
-the broker's address (`start_seconds`), and the learner's end. While it waits it looks at every process and at the
-signals; the first unexpected end of any of them ends the run.
+It waits for four things, each with a deadline or a watch over the processes that it depends on: the cold start's end,
+the broker's address (`start_seconds`), the learner's end, and that of all others (`end_seconds`). While it waits it
+looks at the signals and at every process; what follows the death of one is `supervision.py`'s to say.
 """
 
-import json
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from omegaconf import DictConfig
 
-from deploy.local import layout
+from deploy.local import layout, restarts
 from deploy.local.config import LauncherConfig, model_directory, run_directory
 from deploy.local.processes import Child, Processes
+from deploy.local.supervision import BROKER, LEARNER, POLL_SECONDS, RunFailed, Supervisor
 
-POLL_SECONDS = 0.1
+log = logging.getLogger("local")
+
+Found = TypeVar("Found")
+
 SHOW_SECONDS = 0.5
-SETTLE_SECONDS = 1.0  # after a death, for others to end of the same cause
-MODULES = {"broker": "learner.broker", "learner": "learner", "actor": "actors", "verifier": "verifier"}
-
-
-class RunFailed(Exception):
-    """The run ended early; the message is one sentence on why. `code` is the launcher's exit code."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
+MODULES = {
+    "broker": "learner.broker",
+    "learner": "learner",
+    "actor": "actors",
+    "verifier": "verifier",
+    "sft": "learner.sft",
+}
+RESTARTED = {LEARNER: ("checkpoint.resume=true", "checkpoint.required=false")}  # what a restart adds to the command
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class Launch:
     signal: str = ""
     shown: float = 0.0
     processes: Processes = field(init=False)
+    supervisor: Supervisor = field(init=False)
 
     @property
     def directory(self) -> Path:
@@ -56,12 +61,25 @@ class Launch:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         layout.write_launch(self.tree)
-        with Processes(self.directory / "logs") as processes:
+        with Processes(self.directory / "logs", keep_logs=self.config.resume) as processes, self._logging():
             self.processes = processes
+            self.supervisor = Supervisor(processes, self.config, self.directory, RESTARTED, self.lost)
             if self.config.cold_start:
                 self.make_model()
             self.start_roles()
             self.watch()
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        """The launcher's own log is logs/local.log."""
+        handler = logging.FileHandler(self.directory / "logs" / "local.log", "a" if self.config.resume else "w")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
@@ -76,7 +94,7 @@ class Launch:
         if self.config.resume or (made.is_file() and written.is_file() and written.read_text() == text):
             return
         layout.write_config(self.tree, ["sft"])
-        child = self.start("sft", "sft-0", module="learner.sft")
+        child = self.start("sft", "sft-0")
         self.wait(lambda: child.code == 0)
         self.processes.forget(child)
         if not made.is_file():
@@ -85,17 +103,27 @@ class Launch:
     def start_roles(self) -> None:
         """The broker first; the others when its address is known."""
         layout.write_config(self.tree, ["broker"])
-        self.start("broker", "broker-0")
-        address_file = self.directory / "broker.json"
-        self.wait(address_file.is_file, self.config.start_seconds, lambda: "the broker to listen")
-        address = json.loads(address_file.read_text())["broker"]
+        broker = self.start("broker", BROKER)
+        address, port = self.wait(
+            lambda: layout.broker_address(self.directory, broker.process.pid),
+            self.config.start_seconds,
+            lambda: "the broker to listen",
+        )
+        layout.write_config(self.tree, ["broker"], broker=address, metrics_port=port)  # where a restarted one is found
         layout.write_config(self.tree, ["learner", "actor", "verifier"], broker=address)
         learner_cores, actor_cores = self.placement()
-        self.start("learner", "learner-0", cores=learner_cores)
+        self.start("learner", LEARNER, cores=learner_cores)
         for index in range(self.config.verifiers):
             self.start("verifier", f"verifier-{index}", f"verifier.name=verifier-{index}")
         for index in range(self.config.actors):
             self.start("actor", f"actor-{index}", f"actor.name=actor-{index}", cores=actor_cores)
+
+    def lost(self, child: Child) -> str:
+        """Why a process that has died cannot be started again; empty if it can."""
+        metrics = self.directory / "metrics.jsonl"
+        if child.name == LEARNER and not self.tree.checkpoint.every and metrics.is_file() and metrics.stat().st_size:
+            return "its steps are in no checkpoint (checkpoint.every=10 saves one every 10 steps)"
+        return ""
 
     def placement(self) -> tuple[list[int], list[int]]:
         """Cores of the learner's ranks and of the actors; empty lists where the system decides.
@@ -108,12 +136,12 @@ class Launch:
             return [], []
         return cores[:ranks], cores[ranks:]
 
-    def start(self, role: str, name: str, *overrides: str, module: str = "", cores: list[int] | None = None) -> Child:
+    def start(self, role: str, name: str, *overrides: str, cores: list[int] | None = None) -> Child:
         """Start one process of `role` with its configuration of this run."""
         ranks = self.tree.learner.ranks if role == "learner" else 1
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
         config = str(layout.config_directory(self.tree).absolute())
-        command = [sys.executable, *torchrun, "-m", module or MODULES[role]]
+        command = [sys.executable, *torchrun, "-m", MODULES[role]]
         command += ["--config-dir", config, "--config-name", f"run_{role}", *overrides]
         environment = {
             "HF_HUB_OFFLINE": "1",
@@ -125,51 +153,34 @@ class Launch:
             environment["OMP_NUM_THREADS"] = "1"  # two that share a machine with others wait for each other
         return self.processes.start(name, command, environment, cores or [])
 
-    def wait(self, ready: Callable[[], bool], seconds: float | None = None, what: Callable[[], str] = str) -> None:
-        """Until `ready`. Raises `RunFailed` on a signal, on the death of any process, and after `seconds`."""
+    def wait(
+        self, ready: Callable[[], Found | None], seconds: float | None = None, what: Callable[[], str] = str
+    ) -> Found:
+        """Until `ready` is true or finds something, which is returned.
+
+        Raises `RunFailed` on a signal, on a death that ends the run, and after `seconds`.
+        """
         deadline = None if seconds is None else time.monotonic() + seconds
-        while not ready():
+        while not (found := ready()):
             if self.signal:
                 codes = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
                 raise RunFailed(f"the launcher got {self.signal} and ended everything", codes[self.signal])
-            if self.dead() and not ready():
-                raise RunFailed(f"{self.culprit().end()}; everything else was ended")
+            self.supervisor.look()
             if deadline and time.monotonic() > deadline:
                 raise RunFailed(f"waited {seconds:g} s for {what()} in vain (logs: {self.processes.logs})")
             if time.monotonic() - self.shown >= SHOW_SECONDS:
                 self.show()
                 self.shown = time.monotonic()
             time.sleep(POLL_SECONDS)
-
-    def dead(self) -> list[Child]:
-        """The processes that should run but do not."""
-        finished = (self.directory / "summary.json").is_file()  # written before the learner says goodbye
-        return [
-            child for child in self.processes.children if child.code is not None and not (finished and child.code == 0)
-        ]
-
-    def culprit(self) -> Child:
-        """Of the dead, the one that took the others along.
-
-        When the learner or the broker fails, the rest is told and leaves with an error, perhaps before torchrun has
-        noticed; an actor or a verifier takes nobody along. A process that was killed did not leave for want of another.
-        """
-        time.sleep(SETTLE_SECONDS)
-        rank = {"learner": 0, "broker": 1}
-        return min(
-            self.dead(), key=lambda child: ((child.code or 0) >= 0, rank.get(child.name.partition("-")[0], len(rank)))
-        )
-
-    def running(self) -> str:
-        """The names of the processes that have not ended."""
-        return ", ".join(child.name for child in self.processes.children if child.code is None)
+        return found
 
     def watch(self) -> None:
         """Until the learner has finished and everyone has left by itself."""
-        learner = next(child for child in self.processes.children if child.name == "learner-0")
-        self.wait(lambda: learner.code == 0 and (self.directory / "summary.json").is_file())
+        self.wait(self.supervisor.finished)
+        self.supervisor.over = True
+        restarts.add_to_summary(self.directory)
         self.wait(
-            lambda: all(child.code == 0 for child in self.processes.children),
+            self.supervisor.all_left,
             self.config.end_seconds,
-            lambda: f"{self.running()} to leave when the run was over",
+            lambda: f"{self.supervisor.running()} to leave when the run was over",
         )

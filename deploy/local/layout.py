@@ -5,17 +5,22 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
+from deploy.local import restarts
 from deploy.local.config import projection, run_directory
 
+JOURNAL = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.lock")  # if `journal.path` is empty
 WRITTEN = (  # all that a run leaves; nothing else in the directory is ever removed
     "metrics.jsonl",
     "samples.jsonl",
     "summary.json",
     "report.html",
     "broker.json",
+    "restarts.jsonl",
+    *JOURNAL,
     "config",
     "logs",
     "plots",
@@ -41,7 +46,7 @@ def claim(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
                 f"resume=true: {directory} holds no whole checkpoint to go on from; start it anew with overwrite=true "
                 "(checkpoint.every=10 saves one every 10 steps)"
             )
-        _remove(directory / "broker.json")
+        forget_broker(directory)
         return
     if overwrite:
         for name in WRITTEN:
@@ -53,6 +58,27 @@ def claim(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
                 "or clear it with overwrite=true"
             )
     directory.mkdir(parents=True, exist_ok=True)
+    forget_broker(directory)
+    for name in (restarts.FILE, *JOURNAL):
+        _remove(directory / name)  # of a run that ended before its first step
+
+
+def broker_address(directory: Path, pid: int) -> tuple[str, int] | None:
+    """Where the broker with this process id listens, and the port of its HTTP side; None until it has said so.
+
+    A broker that was killed leaves its own broker.json behind, which tells nothing of the next.
+    """
+    try:
+        content = json.loads((directory / "broker.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if content["pid"] != pid:
+        return None
+    return content["broker"], urlsplit(content["http"]).port or 0
+
+
+def forget_broker(directory: Path) -> None:
+    """Remove the address of a broker that has ended."""
     _remove(directory / "broker.json")
 
 
@@ -78,12 +104,12 @@ def config_directory(tree: DictConfig) -> Path:
     return run_directory(tree) / "config"
 
 
-def role_config_text(tree: DictConfig, role: str, **replaced: str) -> str:
+def role_config_text(tree: DictConfig, role: str, **replaced: str | int) -> str:
     """What `run_<role>.yaml` holds: the role's schema overlaid by its part of the tree."""
     return _text([f"{role}_schema", "hydra_quiet", "_self_"], projection(tree, role, **replaced))
 
 
-def write_config(tree: DictConfig, roles: Iterable[str], **replaced: str) -> None:
+def write_config(tree: DictConfig, roles: Iterable[str], **replaced: str | int) -> None:
     """Write `run_<role>.yaml` of each role. The names differ from the defaults', which would win over them."""
     directory = config_directory(tree)
     directory.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from deploy.local.plain import PlainView, duration, number, printable
 from deploy.local.progress import Progress, Row
+from deploy.local.restarts import counts, sentence
 
 BARS = "▁▂▃▄▅▆▇█"
 LOOK_SECONDS = 0.5
@@ -84,7 +85,8 @@ def picture(progress: Progress) -> RenderableType:
         middle = [_curve(progress.rewards()), Text(), _figures(progress.last, progress.status)]
     else:
         middle = [_before_training(progress)]
-    body = Group(*middle, Text(), _roles(progress.status), Text(), _bar(progress))
+    restarted = [_restarts(progress.restarts.rows)] if progress.restarts.rows else []
+    body = Group(*middle, Text(), _roles(progress.status), Text(), *restarted, _bar(progress))
     title = Text.assemble(("offbeat ", "bold"), (printable(progress.name), "bold cyan"))
     version = progress.last.get("policy_version", progress.status.get("policy_version"))
     right = Text(f"version {version}" if version is not None else "starting", style="dim")
@@ -160,6 +162,13 @@ def _roles(status: Row) -> Table:
             Text(printable(str(peer.get("waiting_for") or "")), style="yellow"),
         )
     return table
+
+
+def _restarts(rows: list[Row]) -> Text:
+    """How often each process was started again, and what the last one died of."""
+    numbers = "  ".join(f"{name} {number}" for name, number in counts(rows).items())
+    last = f"last: {sentence(rows[-1])}"
+    return Text.assemble(("restarts ", "dim"), f"{printable(numbers)}\n", (f"{printable(last)}\n", "yellow"))
 
 
 def _bar(progress: Progress) -> Table:

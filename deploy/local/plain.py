@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploy.local.progress import Progress, Row
+from deploy.local.restarts import sentence
 
 
 @dataclass(slots=True)
@@ -15,11 +16,19 @@ class PlainView:
     write: Callable[[str], None] = print
     steps_shown: int = 0
     cold_start_shown: int = 0
+    restarts_shown: int = 0
     wait_shown: str = ""
 
     def show(self) -> None:
-        """Look, and write a line for every new step, and for every new reason to wait before the first one."""
+        """Look, and write a line for every new step and restart, and for every new reason to wait before the first one.
+
+        Steps that a restarted learner does again are written again.
+        """
         self.progress.look()
+        for row in self.progress.restarts.rows[self.restarts_shown :]:
+            self.write(f"restart  {printable(sentence(row))}")
+        self.restarts_shown = len(self.progress.restarts.rows)
+        self.cold_start_shown = min(self.cold_start_shown, len(self.progress.cold_start.rows))
         for row in self.progress.cold_start.rows[self.cold_start_shown :]:
             self.write(cold_start_line(row))
         self.cold_start_shown = len(self.progress.cold_start.rows)
@@ -28,6 +37,7 @@ class PlainView:
         if not self.progress.metrics.rows and wait and kind != self.wait_shown:
             self.write(f"waiting for {printable(wait)}")
             self.wait_shown = kind
+        self.steps_shown = min(self.steps_shown, len(self.progress.metrics.rows))
         for row in self.progress.metrics.rows[self.steps_shown :]:
             self.write(step_line(row, self.progress.steps, self.progress.seconds_left(), waits(self.progress.status)))
         self.steps_shown = len(self.progress.metrics.rows)

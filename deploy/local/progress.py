@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deploy.local import restarts
+
 STATUS_SECONDS = 0.5  # longest wait for the broker's answer
 RECENT = 8  # steps from which the speed is taken
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -23,7 +25,7 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Lines:
-    """A growing JSONL file, which a resumed run replaces by a shorter one."""
+    """A growing JSONL file, which a resumed run replaces, and a cold start that begins anew empties."""
 
     path: Path
     rows: list[Row] = field(default_factory=list)
@@ -35,8 +37,9 @@ class Lines:
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
-            if (inode := os.fstat(file.fileno()).st_ino) != self.inode:
-                self.inode, self.rows, self.offset = inode, [], 0
+            state = os.fstat(file.fileno())
+            if state.st_ino != self.inode or state.st_size < self.offset:
+                self.inode, self.rows, self.offset = state.st_ino, [], 0
             file.seek(self.offset)
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
@@ -66,6 +69,7 @@ class Progress:
     directory: Path
     metrics: Lines = field(init=False)
     cold_start: Lines = field(init=False)
+    restarts: Lines = field(init=False)
     status: Row = field(default_factory=dict)  # the broker's /status; empty while it does not answer
     steps: int = 0  # at most; 0 while unknown
     target_reward: float = 0.0  # 0: none
@@ -73,10 +77,12 @@ class Progress:
     def __post_init__(self) -> None:
         self.metrics = Lines(self.directory / "metrics.jsonl")
         self.cold_start = Lines(self.directory / "cold_start" / "sft_metrics.jsonl")
+        self.restarts = Lines(self.directory / restarts.FILE)
 
     def look(self) -> None:
         """Take in what is new."""
         self.cold_start.read_on()
+        self.restarts.read_on()
         self.metrics.read_on()
         if not self.steps:
             self._read_limits()

@@ -1,7 +1,8 @@
 """Finding and killing every process of a launch, however deep, and also when the launcher itself was killed.
 
 Every role inherits a tag in its environment, which sessions, double forks and new process groups do not shake off; a
-role that starts processes with an environment of their own must tie their lives to its own.
+role that starts processes with an environment of their own must tie their lives to its own. The tag names the launch
+and the role, so that what a dead role left can be told from what the others run.
 `python -m deploy.local.sweep TAG` is the launcher's guard: it waits for the end of its standard input, which comes when
 the launcher ends in whatever way, then stops what still bears the tag. Linux only: it reads /proc.
 """
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,36 +21,62 @@ KILL_SECONDS = 3.0  # for the kernel to end what was killed
 POLL_SECONDS = 0.05
 
 
+def value(tag: str, role: str) -> str:
+    """What the variable `TAG` holds in the processes of `role`."""
+    return f"{tag}/{role}"
+
+
 def tagged(tag: str) -> list[int]:
-    """The living processes that bear `tag`; zombies have no environment and are not among them."""
-    mark = f"{TAG}={tag}\0".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):  # it ended meanwhile, or belongs to another user
-            if mark in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
+    """The living processes of the launch `tag`; zombies have no environment and are not among them."""
+    mark = f"{TAG}={value(tag, '')}".encode()
+    entries = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [int(entry.name) for entry in entries if mark in _environment(entry)]
+
+
+def role_of(pid: int, tag: str) -> str:
+    """The role of the launch `tag` whose environment a process has; empty if it has none."""
+    mark = f"{TAG}={value(tag, '')}".encode()
+    lines = _environment(Path(f"/proc/{pid}")).split(b"\0")
+    return next((line.removeprefix(mark).decode() for line in lines if line.startswith(mark)), "")
+
+
+def _environment(entry: Path) -> bytes:
+    with suppress(OSError):  # it ended meanwhile, or belongs to another user
+        return (entry / "environ").read_bytes()
+    return b""
+
+
+def descendants(root: int, besides: Collection[int] = ()) -> list[int]:
+    """The living processes under `root`, zombies left out, nor those `besides` and what is under them.
+
+    A subreaper keeps those whose parents have ended.
+    """
+    families = _families()
+    found: list[int] = []
+    ahead = [root]
+    while ahead:
+        new = [pid for pid in families.get(ahead.pop(), []) if pid not in besides]
+        found += new
+        ahead += new
     return found
 
 
-def descendants(root: int) -> list[int]:
-    """The living processes under `root`, zombies left out. A subreaper keeps those whose parents have ended."""
-    children: dict[int, list[int]] = {}
+def children(parent: int) -> set[int]:
+    """The living processes directly under `parent`."""
+    return set(_families().get(parent, []))
+
+
+def _families() -> dict[int, list[int]]:
+    """The living children of every process that has any."""
+    families: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError):
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             if state not in "ZX":
-                children.setdefault(int(parent), []).append(int(entry.name))
-    found: list[int] = []
-    ahead = [root]
-    while ahead:
-        new = children.get(ahead.pop(), [])
-        found += new
-        ahead += new
-    return found
+                families.setdefault(int(parent), []).append(int(entry.name))
+    return families
 
 
 def send(pids: list[int], number: signal.Signals) -> None:

@@ -5,11 +5,13 @@ itself scripts and any connection, should one slip through.
 """
 
 import base64
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from deploy.local.restarts import counts, sentence
 from deploy.report.plots import PLOTS, draw
 from deploy.report.records import Records, Row, read
 
@@ -40,6 +42,7 @@ details { padding: 12px 16px; } .good { color: #2b8a3e; } .bad { color: #c92a2a;
 <div class="cards">$cards</div>
 <h2>Curves</h2><div class="plots">$plots</div>
 $samples
+$restarts
 <h2>Summary</h2>$summary
 <h2>Configuration</h2><details><summary>the whole tree, resolved</summary><pre>$config</pre></details>
 </main></body></html>
@@ -66,6 +69,7 @@ def render(records: Records, images: dict[str, bytes]) -> str:
         cards="".join(_card(label, value) for label, value in _key_figures(records)),
         plots="".join(_image(name, content) for name, content in images.items()),
         samples=_samples(records.samples),
+        restarts=_restarts(records.restarts),
         summary=_table(_flat(records.summary)) if records.summary else "<p>The run did not come to its end.</p>",
         config=escape(records.config) or "none was kept",
     )
@@ -92,6 +96,7 @@ def _key_figures(records: Records) -> list[tuple[str, str]]:
         ("rollouts of several versions", sum(row.get("mixed_version_rollouts") or 0 for row in rows)),
         ("groups trained", last.get("groups_trained")),
         ("groups dropped", sum((last.get("groups_dropped") or {}).values())),
+        ("restarts of a process", len(records.restarts)),
     ]
     return [(label, _text(value)) for label, value in figures]
 
@@ -149,6 +154,21 @@ def _sample(row: Row) -> str:
         escape(versions),
     ]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _restarts(rows: list[Row]) -> str:
+    """Who was started again how often, then each of them with its cause; nothing when nobody was."""
+    if not rows:
+        return ""
+    head = "<tr><th>when (UTC)</th><th>restart</th></tr>"
+    lines = "".join(f"<tr><td>{_moment(row['time'])}</td><td>{escape(sentence(row))}</td></tr>" for row in rows)
+    numbers = _table([(name, _text(count)) for name, count in counts(rows).items()])
+    return f"<h2>Restarts</h2>{numbers}<table>{head}{lines}</table>"
+
+
+def _moment(seconds: float) -> str:
+    """Seconds since 1970 as a date and a time of day."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _flat(content: Row, prefix: str = "") -> list[tuple[str, str]]:

@@ -151,6 +151,7 @@ def divergence(records: Records) -> Figure:
         "k3": ("kl_k3",),
         "k3, same weights: engine mismatch": ("kl_k3_lag0",),
         "k3, older weights: drift": ("kl_k3_stale",),
+        "χ²": ("chi2",),
         "reference": ("reference_kl",),
     }
     _curves(axes, records, curves)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.local import restarts
+
 Row = dict[str, Any]
 
 Kinds = dict[str, tuple[type, ...]]
@@ -15,6 +17,7 @@ METRIC_FIELDS: Kinds = {
     "reward_mean": (int, float),
     "staleness_tokens": (dict,),
 }
+RESTART_FIELDS: Kinds = {"time": (int, float), "process": (str,), "cause": (str,)}
 SAMPLE_FIELDS: Kinds = {"step": (int,), "prompt": (str,), "completion": (str,), "reward": (int, float)}
 
 
@@ -25,6 +28,7 @@ class Records:
     directory: Path
     rows: list[Row]
     samples: list[Row]
+    restarts: list[Row]
     summary: Row
     config: str
 
@@ -49,12 +53,14 @@ def read(directory: Path) -> Records:
     if not rows:
         raise ValueError(f"{metrics} is empty: the run has not trained a step")
     samples = directory / "samples.jsonl"
+    restarted = directory / restarts.FILE
     summary = directory / "summary.json"
     config = directory / "config" / "run_local.yaml"
     return Records(
         directory=directory,
         rows=rows,
         samples=_lines(samples, SAMPLE_FIELDS) if samples.is_file() else [],
+        restarts=_lines(restarted, RESTART_FIELDS) if restarted.is_file() else [],
         summary=_object(summary.read_bytes(), f"{summary}") if summary.is_file() else {},
         config=config.read_text(errors="replace") if config.is_file() else "",
     )

@@ -162,8 +162,8 @@ class Stream:
             raise InvalidEvent(
                 "policy_version",
                 f"the learner begins at {policy_version}, the broker's journal has what versions {self.retained_from} "
-                f"to {self.version} consume: go on from a checkpoint of those (checkpoint.resume=true), or remove the "
-                "journal to lease anew what that checkpoint does not hold",
+                f"to {self.version} consume: go on from a checkpoint of those (checkpoint.resume=true), or remove "
+                "journal.sqlite* in the run's directory to lease anew what that checkpoint does not hold",
             )
         self.retains = checkpoints
         self._remade = max(self.fingerprints, default=-1)
@@ -498,6 +498,7 @@ class Stream:
             self._next_job += 1
             self.jobs[job.job_id] = RunningJob(job.job_id, verifier, group_id, index)
             self._judging[verifier] += 1
+            self.changes.state = True  # a job's number never comes again
             return job
         return None
 

@@ -1,5 +1,6 @@
 """The options of the loss, and which combinations make sense. The formulas are in the modules beside this one."""
 
+import math
 from dataclasses import dataclass
 
 from protocol.options import option
@@ -169,6 +170,10 @@ def _check_numbers(loss: LossConfig) -> None:
     ):
         if not getattr(loss, name) >= 0:
             raise ValueError(f"loss.{name}={getattr(loss, name)}: must not be below 0")
+    for sign in ("positive", "negative"):
+        for name in (f"vespo_{sign}_power", f"vespo_{sign}_slope"):
+            if getattr(loss, name) == math.inf:
+                raise ValueError(f"loss.{name}=inf: must be finite, W^k e^(λ(1−W)) would be no number")
     for name in (
         *("cispo_cap", "vtrace_cap", "aipo_cap", "dppo_cap", "tis_cap", "gmpo_clip", "sapo_positive", "sapo_negative"),
         *("dppo_delta", "m2po_threshold"),

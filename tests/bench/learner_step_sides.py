@@ -20,15 +20,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
-from learner import batch, distributed, model, optimizer
+from learner import batch, distributed, optimizer
 from learner.batch import TrainingSequence
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
-from learner.linear import linear
 from learner.loss.config import LossConfig
-from learner.model import Policy
-from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.linear import linear
+from learner.policy.model import Policy
 from learner.step import train_step
 from tests.bench.workers import serve
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from learner.linear import linear
+from learner.policy.linear import linear
 
 ENDED_SHARE = 0.2  # rows that have ended are taken out once they are so many of the batch
 

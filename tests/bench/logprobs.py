@@ -62,7 +62,7 @@ def tiled(
     hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The learner's."""
-    from learner.logprobs import chunked_logprobs
+    from learner.policy.logprobs import chunked_logprobs
 
     return chunked_logprobs(hidden, head, None, targets, temperature=1.0, chunk=chunk)
 

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from learner import attention, tiny
+from learner import tiny
 from learner.batch import TrainingSequence, assemble, fill
-from learner.cost import cost_of
-from learner.linear import speed_up
-from learner.logprobs import chunked_logprobs
+from learner.policy import attention
+from learner.policy.cost import cost_of
+from learner.policy.linear import speed_up
+from learner.policy.logprobs import chunked_logprobs
 
 CHUNK = 1024  # completion tokens whose logits exist at the same time, as in the learner
 VOCABULARY = 20

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from learner import addition, batch, distributed, model, optimizer
+from learner import addition, batch, distributed, optimizer
 from learner.broker.config import TaskConfig
 from learner.broker.tasks import open_tasks
 from learner.config import OptimizerConfig
@@ -28,8 +28,9 @@ from learner.credit import credit, minibatches
 from learner.distributed import Ranks
 from learner.evaluation import held_out_problems
 from learner.loss.config import LossConfig
-from learner.model import full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
 from learner.step import train_step
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, ScoredRollout, StreamStats, Task, Verdict, VersionSpan
 from tests.bench.llama_sampler import Completion, LlamaSampler

@@ -84,6 +84,29 @@ def test_roles_learn_the_address_that_the_broker_got() -> None:
     assert read_back("actor", text).broker == "tcp://127.0.0.1:4242"
 
 
+def test_a_restarted_broker_reads_the_address_and_the_port_that_the_first_one_got() -> None:
+    text = layout.role_config_text(tree("experiment=quickstart"), "broker", broker="tcp://[::1]:42", metrics_port=43)
+    config = read_back("broker", text)
+    assert (config.broker, config.metrics_port) == ("tcp://[::1]:42", 43)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, None),
+        ('{"broker": "tcp://127.0.0.1:4', None),
+        ('{"broker": "tcp://127.0.0.1:4", "http": "http://127.0.0.1:5", "pid": 6}', None),
+        ('{"broker": "tcp://127.0.0.1:4", "http": "http://127.0.0.1:5", "pid": 7}', ("tcp://127.0.0.1:4", 5)),
+    ],
+)
+def test_a_broker_listens_where_its_own_file_says_and_not_that_of_a_dead_one(
+    tmp_path: Path, content: str | None, found: tuple[str, int] | None
+) -> None:
+    if content is not None:
+        (tmp_path / "broker.json").write_text(content)
+    assert layout.broker_address(tmp_path, 7) == found
+
+
 def test_only_the_broker_gets_the_metrics_port() -> None:
     whole = tree("experiment=quickstart", "metrics_port=9000")
     ports = {role: projection(whole, role).get("metrics_port", 0) for role in ROOTS}
@@ -102,6 +125,10 @@ def test_only_the_broker_gets_the_metrics_port() -> None:
         (["resume=true", "overwrite=true"], "resume=true with overwrite=true: the run to go on with would be cleared"),
         (["checkpoint.keep=0"], "checkpoint.keep=0: must be at least 1"),
         (["end_seconds=0"], "end_seconds=0.0: must be more than 0 seconds"),
+        (["restarts=-1"], "restarts=-1: must be 0 (the first death ends the run) or more"),
+        (["restart_seconds=31"], "restart_seconds=31.0: must lie in [0, 30], the longest pause"),
+        (["restart_seconds=-1"], "restart_seconds=-1.0: must lie in [0, 30]"),
+        (["restart_reset_seconds=0"], "restart_reset_seconds=0.0: must be more than 0 seconds"),
         (["stream.group_size=1"], "stream.group_size=1: a group-relative advantage needs at least 2 rollouts"),
         (["loss.name=dpo"], "loss.name=dpo: must be one of ppo_clip, decoupled_ppo"),
         (["engine.dtype=int3"], "engine.dtype=int3: must be one of"),
@@ -125,11 +152,26 @@ def test_a_misspelt_option_or_a_wrong_type_is_refused(override: str) -> None:
 
 def test_a_directory_that_holds_a_run_is_refused_unless_it_may_be_overwritten(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
+    for name in ("restarts.jsonl", "journal.sqlite", "journal.sqlite-wal"):
+        (tmp_path / name).write_text("")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds a run already \(summary.json\).*overwrite=true"):
         layout.claim(tmp_path, overwrite=False)
     layout.claim(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_new_run_finds_no_journal_of_one_that_ended_before_its_first_step_and_a_resumed_one_does(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "journal.sqlite").write_text("")
+    layout.claim(tmp_path, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "journal.sqlite").write_text("")
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000001" / "progress.json").write_text("{}")
+    layout.claim(tmp_path, overwrite=False, resume=True)
+    assert (tmp_path / "journal.sqlite").exists()
 
 
 def test_a_run_is_resumed_only_where_it_left_a_whole_checkpoint(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from run_files import row, write_run
 from deploy.local.live import BARS, NoView, RichView, picture, sparkline, view
 from deploy.local.plain import PlainView, duration, step_line
 from deploy.local.progress import Progress
+from deploy.local.restarts import note
 
 STATUS: dict[str, Any] = {
     "run": "synthetic",
@@ -100,6 +101,44 @@ def test_lines_that_a_resumed_run_cut_off_are_forgotten(tmp_path: Path) -> None:
         file.write(json.dumps(row(2)) + "\n")
     progress.look()
     assert [each["step"] for each in progress.metrics.rows] == [1, 2]
+
+
+def test_a_file_that_is_emptied_and_written_anew_is_read_anew(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(row(step)) + "\n" for step in (1, 2, 3)))
+    progress = Progress(tmp_path)
+    progress.look()
+    with metrics.open("w") as file:  # the same file
+        file.write(json.dumps(row(7)) + "\n")
+    progress.look()
+    assert [each["step"] for each in progress.metrics.rows] == [7]
+
+
+def test_restarts_are_shown_as_they_come_and_counted_by_process(broker: Path) -> None:
+    lines: list[str] = []
+    plain = PlainView(Progress(broker), lines.append)
+    plain.show()
+    assert "restarts" not in shown(Progress(broker))
+    told = {"cause": "was killed by \x1b[31mSIGKILL", "pause_seconds": 2.0, "limit": 5}
+    for process, counted in (("learner-0", 1), ("actor-0", 1), ("actor-0", None)):
+        note(broker, process=process, counted=counted, **told)
+    (broker / "shorter").write_text("".join(json.dumps(row(step)) + "\n" for step in (1, 2)))
+    (broker / "shorter").replace(broker / "metrics.jsonl")  # as a restarted learner does
+    before = len(lines)
+    plain.show()
+    assert lines[before:] == [
+        "restart  learner-0 was killed by �[31mSIGKILL; it is started again in 2.0 s (restart 1 of 5)",
+        "restart  actor-0 was killed by �[31mSIGKILL; it is started again in 2.0 s (restart 1 of 5)",
+        "restart  actor-0 was killed by �[31mSIGKILL; it is started again when the broker listens "
+        "(not counted against its restarts)",
+    ]
+    with (broker / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(3)) + "\n")
+    plain.show()
+    assert lines[before + 3].startswith("step 3/10"), "it is done again"
+    text = shown(Progress(broker))
+    assert "restarts actor-0 2  learner-0 1" in text
+    assert "last: actor-0 was killed by �[31mSIGKILL; it is started again" in text
 
 
 def test_a_garbled_line_is_named(tmp_path: Path) -> None:

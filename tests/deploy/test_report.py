@@ -1,6 +1,7 @@
 """The report: made of a run's files alone, one page that fetches nothing, hostile completions shown as text."""
 
 import base64
+import json
 import re
 import struct
 from html.parser import HTMLParser
@@ -72,6 +73,20 @@ def test_first_and_last_completions_are_shown_and_the_key_figures(tmp_path: Path
     assert "step 2)" not in seen.text
 
 
+def test_restarts_are_counted_and_told_where_there_were_any(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert "Restarts" not in Seen(write(run).read_text()).text
+    rows = [
+        {"time": 1.0e9, "process": "actor-0", "cause": HOSTILE, "pause_seconds": 1.0, "counted": 1, "limit": 5},
+        {"time": 1.0e9 + 1, "process": "actor-0", "cause": "left", "pause_seconds": 0.0, "counted": None, "limit": 5},
+    ]
+    (run / "restarts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    seen = Seen(write(run).read_text())
+    assert seen.text.count(HOSTILE) == 7
+    for text in ("Restarts", "actor-02", "2001-09-09 01:46:40", "2restarts of a process", "(restart 1 of 5)"):
+        assert text in seen.text
+
+
 def test_a_run_that_goes_on_has_a_report_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=1)
     for name in ("summary.json", "samples.jsonl"):
@@ -90,6 +105,7 @@ def test_a_run_that_goes_on_has_a_report_too(tmp_path: Path) -> None:
         ("samples.jsonl", "[1]\n", "samples.jsonl:1: must be an object, is list"),
         ("samples.jsonl", '{"step": 1, "prompt": "x"}\n', "samples.jsonl:1: field 'completion' is missing"),
         ("summary.json", "\x00", "summary.json: is not JSON"),
+        ("restarts.jsonl", '{"time": 1.0}\n', "restarts.jsonl:1: field 'process' is missing"),
     ],
 )
 def test_a_missing_or_garbled_file_is_named(

@@ -1,96 +1,13 @@
 """The launcher with real processes: however a run ends, nothing is left, and one sentence says what happened."""
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from deploy.local.processes import last_error
-
-HERE = Path(__file__).parent
-DEADLINE = 10.0  # seconds within which everything must be over
-START = 60.0  # seconds that start-up may take on a busy machine
-
-Start = Callable[..., "Run"]
-
-
-class Run:
-    """A launcher under test, in the run directory `path`."""
-
-    def __init__(self, path: Path, model: Path, roles: dict[str, str], *overrides: str) -> None:
-        self.path = path
-        environment = {**os.environ, "PYTHONPATH": str(HERE), "FAKE_ROLES": json.dumps(roles)}
-        command = [sys.executable, str(HERE / "fake_launch.py"), f"model={model}", f"run.dir={path}"]
-        self.process = subprocess.Popen(
-            [*command, "view=none", "report=false", *overrides],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def pid(self, name: str) -> int:
-        """The process of a fake role, once it runs."""
-        file = self.path / "pids" / name
-        deadline = time.monotonic() + START
-        while True:
-            over = self.process.poll() is not None or time.monotonic() > deadline
-            if file.exists():
-                return int(file.read_text())
-            assert not over, f"{name} did not start"
-            time.sleep(0.02)
-
-    def end(self) -> tuple[int, str, str]:
-        """Exit code, output and errors of the launcher; fails when that takes longer than `DEADLINE`."""
-        out, errors = self.process.communicate(timeout=DEADLINE)
-        return self.process.returncode, out, errors
-
-    def living(self) -> list[str]:
-        """Fake roles that are alive."""
-        return [file.name for file in (self.path / "pids").iterdir() if alive(int(file.read_text()))]
-
-
-def alive(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a launcher with the given fake roles; whatever a failed test leaves is killed."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    runs: list[Run] = []
-
-    def starter(roles: dict[str, str], *overrides: str) -> Run:
-        runs.append(Run(tmp_path / "run", model, roles, *overrides))
-        return runs[-1]
-
-    yield starter
-    for run in runs:
-        run.process.kill()
-        run.process.communicate()
-        for file in (run.path / "pids").glob("*"):
-            if alive(int(file.read_text())):
-                os.kill(int(file.read_text()), signal.SIGKILL)
-
-
-def everyone(run: Run, *more: str) -> None:
-    """Wait until every role runs."""
-    for name in ("broker-0", "learner-0", "actor-0", "verifier-0", *more):
-        run.pid(name)
+from fake_run import DEADLINE, Start, everyone
 
 
 def test_a_run_that_finishes_exits_0_and_tells_its_result(start: Start) -> None:
@@ -128,8 +45,8 @@ def test_a_run_without_a_checkpoint_is_not_resumed(start: Start) -> None:
 
 
 @pytest.mark.parametrize("name", ["broker-0", "learner-0", "actor-0", "verifier-0"])
-def test_the_violent_death_of_any_role_ends_everything_and_is_named(start: Start, name: str) -> None:
-    run = start({})
+def test_without_restarts_the_violent_death_of_any_role_ends_everything_and_is_named(start: Start, name: str) -> None:
+    run = start({}, "restarts=0")
     everyone(run)
     os.kill(run.pid(name), signal.SIGKILL)
     code, out, errors = run.end()
@@ -153,30 +70,6 @@ def test_of_two_that_end_together_the_one_that_takes_others_along_is_named(start
     run = start({"learner-0": "fail", "actor-0": "fail"})
     run.pid("actor-0")
     assert run.end()[2].startswith("local: learner-0 ended with exit code 3")
-
-
-@pytest.mark.parametrize(
-    ("log", "told"),
-    [
-        ("2026-01-01 00:00:00,1 actor ERROR no memory\n2026-01-01 00:00:01,1 actor INFO leaving\n", "no memory"),
-        ("learner: model=x: has no config.json\nWARNING: something\n", "learner: model=x: has no config.json"),
-        (
-            "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: 3 GB\n",
-            "torch.OutOfMemoryError: 3 GB",
-        ),
-        ("all is well\n\n", "all is well"),
-        ("", ""),
-        ("broker: \x1b[31m" + 400 * "x", "broker:  [31m" + 287 * "x" + "…"),
-    ],
-)
-def test_the_error_that_a_log_tells_of_is_found(tmp_path: Path, log: str, told: str) -> None:
-    (tmp_path / "a.log").write_text(log)
-    assert last_error(tmp_path / "a.log", or_last=True) == told
-
-
-def test_a_killed_role_is_not_said_to_have_died_of_its_last_line(tmp_path: Path) -> None:
-    (tmp_path / "a.log").write_text("all is well\n")
-    assert last_error(tmp_path / "a.log", or_last=False) == ""
 
 
 def test_a_role_that_leaves_early_ends_everything_even_with_exit_code_0(start: Start) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from learner import attention
-from learner.attention import pack, packed_attention
 from learner.batch import TrainingSequence, assemble
-from learner.model import Policy
+from learner.policy import attention
+from learner.policy.attention import pack, packed_attention
+from learner.policy.model import Policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

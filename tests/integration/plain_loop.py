@@ -18,15 +18,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from actors.config import EngineConfig
 from actors.environment import prepare
 from learner import batch, optimizer
-from learner import model as models
 from learner.broker.config import TaskConfig
 from learner.broker.groups import sample_seeds
 from learner.broker.tasks import open_tasks
 from learner.config import LossConfig, OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
-from learner.model import full_state
-from learner.model_config import ModelConfig
+from learner.policy import model as models
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
 from learner.step import train_step
 from learner.weights import seal, snapshot
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, Sampling, ScoredRollout, StreamStats, Task, Verdict

@@ -67,7 +67,8 @@ def test_actors_and_verifiers_join_and_leave_a_running_learner_by_hand(cluster: 
     assert cluster.stop("verifier-0", signal.SIGINT) == 0
     reached = len(cluster.rows())
     cluster.until(lambda: len(cluster.rows()) >= reached + 5, 60, "the others go on")
-    assert {each["name"] for each in cluster.status()["peers"]} == {"learner", "actor-1", "verifier-1"}
+    names = {"learner", "actor-1", "verifier-1"}
+    cluster.until(lambda: {each["name"] for each in cluster.status()["peers"]} == names, 5, "those who left are gone")
     assert set(cluster.rows()[-1]["groups_dropped"]) <= {"zero_variance"}, "nothing is lost with those who left"
 
 

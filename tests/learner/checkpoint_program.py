@@ -21,15 +21,18 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from learner import batch, checkpoint_shards, checkpoint_tensors, distributed, model, optimizer
+from learner import batch, distributed, optimizer
 from learner.batch import TrainingSequence
-from learner.checkpoint import Checkpoints
+from learner.checkpoint import shards as checkpoint_shards
+from learner.checkpoint import tensors as checkpoint_tensors
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import LossConfig, OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
 from learner.step import train_step
 
 LOSS = LossConfig(corrections=[], proximal="behaviour")

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from learner import batch, distributed, exchange, model, optimizer
+from learner import batch, distributed, exchange, optimizer
 from learner.config import LossConfig, OptimizerConfig
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
-from learner.model import full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
 from learner.step import train_step
 from protocol.codec import decode
 from protocol.messages import GroupBatch, Message

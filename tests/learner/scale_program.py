@@ -13,12 +13,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from learner import batch, distributed, model, optimizer
+from learner import batch, distributed, optimizer
 from learner.batch import TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
 from learner.step import train_step
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
-from learner import attention
-from learner.attention import SIMILAR, alike, pack, packed_attention
+from learner.policy import attention
+from learner.policy.attention import SIMILAR, alike, pack, packed_attention
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)

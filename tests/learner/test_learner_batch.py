@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.batch import MicroBatch, TrainingSequence, assemble, deal, share
-from learner.cost import CostModel
+from learner.policy.cost import CostModel
 
 CPU = torch.device("cpu")
 COST = CostModel(linear=100.0, quadratic=3.0)  # from 34 tokens on, attention costs more than all else

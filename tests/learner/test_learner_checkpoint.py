@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner import checkpoint_files, checkpoint_tensors, metrics
-from learner.checkpoint import Checkpoints
+from learner import metrics
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint import tensors as checkpoint_tensors
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress, Totals, as_json, from_json
 from learner.distributed import Ranks
-from learner.model import Policy
 from learner.optimizer import Optimizer
-from learner.progress import Progress, Totals, as_json, from_json
+from learner.policy.model import Policy
 from protocol.messages import GroupRange
 
 Build = Callable[[str, bool], Path]

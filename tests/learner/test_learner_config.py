@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from learner import sft_config
 from learner.config import LearnerRoot, check
+from learner.sft import config as sft_config
 
 REFUSED = {
     "loss.name": ("reinforce", "must be one of ppo_clip, decoupled_ppo, gspo"),

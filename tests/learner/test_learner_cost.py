@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from learner.cost import cost_of
+from learner.policy.cost import cost_of
 
 SHAPES = {
     "llama": {"num_key_value_heads": 2},

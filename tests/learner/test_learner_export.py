@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner import export, model, optimizer
-from learner.checkpoint import Checkpoints
+from learner import export, optimizer
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
 
 Build = Callable[[str, bool], Path]
 
@@ -179,7 +180,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty directory": (lambda path: path.parent, "holds no whole training checkpoint"),
     "a checkpoint that was not finished": (unfinished, "run: holds no whole training checkpoint"),
     "a truncated file": (cut, "bytes, "),
-    "something else": (another, "progress.json: format None, this version reads 1"),
+    "something else": (another, "progress.json: format None, this version reads 2"),
     "an HF checkpoint": (lambda path: path.parent / "model", "model: is an HF checkpoint already"),
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.linear import linear, product, speed_up
+from learner.policy.linear import linear, product, speed_up
 
 WAYS = (linear, nn.functional.linear)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner import logprobs
-from learner.logprobs import chunked_logprobs
+from learner.policy import logprobs
+from learner.policy.logprobs import chunked_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 13, 8, 29
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]

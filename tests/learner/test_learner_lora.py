@@ -8,15 +8,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from learner import batch, export, model, optimizer
+from learner import batch, export, optimizer
 from learner.batch import MicroBatch, TrainingSequence
-from learner.checkpoint import Checkpoints
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks, whole
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
 
 CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)]
 Build = Callable[[str, bool], Path]

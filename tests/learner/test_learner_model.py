@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from learner import batch, model, optimizer
+from learner import batch, optimizer
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
-from learner.cost import CostModel
 from learner.distributed import Ranks, whole
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.cost import CostModel
+from learner.policy.model import Policy, full_state
 from learner.step import train_step
 
 COST = CostModel(linear=1.0, quadratic=0.0)

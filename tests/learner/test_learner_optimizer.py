@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner import model, optimizer
+from learner import optimizer
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import Policy, full_state
 
 Build = Callable[[str, bool], Path]
 

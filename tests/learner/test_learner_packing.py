@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from learner import attention
 from learner.batch import TrainingSequence, assemble
-from learner.model import Policy
+from learner.policy import attention
+from learner.policy.model import Policy
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # of logprobs in nats; of gradients, relative to the largest

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner import batch, model, optimizer
+from learner import batch, optimizer
 from learner.batch import TrainingSequence
 from learner.config import LearnerRoot, LossConfig, OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import full_state
-from learner.model_config import ModelConfig
-from learner.reference import load_reference, replace
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
+from learner.policy.reference import load_reference, replace
 from learner.step import train_step
 
 Build = Callable[[str, bool], Path]

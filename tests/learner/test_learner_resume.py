@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from learner import __main__ as command
-from learner import model, optimizer
-from learner.checkpoint import Checkpoints
+from learner import optimizer
+from learner.checkpoint.checkpoints import Checkpoints
+from learner.checkpoint.progress import Progress
 from learner.config import LearnerRoot, LossConfig
 from learner.distributed import Ranks
 from learner.loop import Learner
-from learner.model_config import ModelConfig
-from learner.progress import Progress
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.reference import load_reference
 from learner.record import open_record, resume_record
-from learner.reference import load_reference
-from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling
+from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec, Sampling, StreamStats
 
 Build = Callable[[str, bool], Path]
 GROUPS = 2
@@ -43,7 +44,7 @@ class Killed(Exception):
 
 
 class Broker:
-    """Plays link and broker: a batch depends on its version alone. It counts what it has sent, anew in each part."""
+    """Plays link and broker: a batch depends on its version alone. It knows of earlier parts what the learner tells."""
 
     def __init__(self, make_batch: Callable[..., GroupBatch], killed_at: int = -1) -> None:
         self.make_batch = make_batch
@@ -62,8 +63,15 @@ class Broker:
         stats = dataclasses.replace(made.stats, generated_tokens=self.tokens, verdicts=self.tokens)
         return dataclasses.replace(made, groups=groups, stats=stats)
 
-    def resume(self, policy_version: int, consumed: tuple[GroupRange, ...]) -> None:
+    def resume(
+        self, policy_version: int, consumed: tuple[GroupRange, ...], *, checkpoints: bool, counted: StreamStats
+    ) -> None:
+        assert checkpoints
         self.heard.append((policy_version, consumed))
+        self.tokens = counted.generated_tokens
+
+    def checkpointed(self, policy_version: int) -> None:
+        pass
 
     def publish(self, taken: Any) -> None:
         self.heard.append(taken.version)
@@ -85,6 +93,7 @@ def learn(
         directory: Path,
         *,
         resume: bool = False,
+        required: bool = True,
         killed_at: int = -1,
         loss: dict[str, Any] | None = None,
         **changed: Any,
@@ -93,7 +102,7 @@ def learn(
         config = LearnerRoot(model=str(source))
         config.run.dir = str(directory)
         config.learner.steps, config.optimizer.lr = 7, 1e-3
-        config.checkpoint.every, config.checkpoint.resume = 2, resume
+        config.checkpoint.every, config.checkpoint.resume, config.checkpoint.required = 2, resume, required
         config.loss = LossConfig(filters=[], **(loss or {}))
         for name, value in changed.items():
             setattr(config.learner, name, value)
@@ -176,6 +185,39 @@ def test_a_window_that_is_shorter_after_a_restart_keeps_the_newest_rewards(
     rewards = list(first.rewards)
     second, _ = learn(tmp_path, resume=True, killed_at=4, target_window=2)
     assert list(second.rewards) == rewards[-2:]
+
+
+def test_a_learner_that_is_started_again_begins_anew_without_a_checkpoint_and_goes_on_with_one(
+    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path
+) -> None:
+    again = functools.partial(learn, tmp_path / "again", resume=True, required=False)
+    learn(tmp_path / "again", killed_at=1)
+    assert len(timeless(tmp_path / "again" / "metrics.jsonl")) == 1
+    again(killed_at=3)  # from version 0, past a checkpoint
+    again()  # from version 2
+    learn(tmp_path / "whole")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert timeless(tmp_path / "again" / name) == timeless(tmp_path / "whole" / name)
+
+
+def test_a_learner_that_is_started_again_writes_what_the_end_lacks(
+    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path
+) -> None:
+    whole, _ = learn(tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoint")  # it was killed after the last training checkpoint
+    again, _ = learn(tmp_path, resume=True, required=False)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert {**written, "seconds": 0} == {**summary, "seconds": 0}
+    assert (again.policy_version, again.totals) == (whole.policy_version, whole.totals)
+
+
+def test_a_first_start_that_may_resume_makes_its_directory(tmp_path: Path) -> None:
+    assert resume_record(tmp_path / "new" / "run", 2, 0).rows == []
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
-from learner import distributed, tensor_parallel, tiny
+from learner import distributed, tiny
 from learner.distributed import Ranks
+from learner.policy import tensor_parallel
 
 PROGRAM = Path(__file__).with_name("scale_program.py")
 TOLERANCE = 5e-6  # of weights after three steps of lr 1e-3, float32 sums in another order

@@ -13,13 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner import addition, batch, model, optimizer, sft
+from learner import addition, batch, optimizer
 from learner.config import OptimizerConfig
 from learner.distributed import Ranks
-from learner.model import full_state
-from learner.model_config import ModelConfig
-from learner.sft_config import SftConfig
-from learner.sft_data import Tokenise, addition_pairs, training_sequences
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
+from learner.sft import __main__ as sft
+from learner.sft.config import SftConfig
+from learner.sft.data import Tokenise, addition_pairs, training_sequences
 from learner.step import mean_loss
 
 Build = Callable[[str, bool], Path]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from learner.sft_data import Example, Tokenise, epochs, read_file, split, training_sequences
+from learner.sft.data import Example, Tokenise, epochs, read_file, split, training_sequences
 from learner.template import template
 
 Build = Callable[[str, bool], Path]

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from learner import batch, model, optimizer, step
+from learner import batch, optimizer, step
 from learner.batch import MicroBatch, TrainingSequence
 from learner.config import LossConfig, OptimizerConfig
-from learner.cost import CostModel
 from learner.credit import credit, minibatches
 from learner.distributed import Ranks
-from learner.model import Policy, full_state
-from learner.model_config import ModelConfig
 from learner.optimizer import Optimizer, Outcome
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.cost import CostModel
+from learner.policy.model import Policy, full_state
 from learner.step import StepResult, train_step
 from protocol.messages import GroupBatch
 

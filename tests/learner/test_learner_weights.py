@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner import model, weights
+from learner import weights
 from learner.distributed import Ranks
-from learner.model import full_state
-from learner.model_config import ModelConfig
+from learner.policy import model
+from learner.policy.config import ModelConfig
+from learner.policy.model import full_state
 from learner.weights import PublishedVersion, WeightStore, seal, snapshot
 from protocol.codec import decode, encode
 from protocol.messages import Shard, ShardGone, WeightManifest

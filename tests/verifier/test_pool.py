@@ -74,7 +74,16 @@ def ready(workers: PlayedWorkers) -> socket.socket:
 
 def job(number: int = 1, reward: str = "0.5*accuracy + 0.5*format", seconds: float = 30.0) -> VerifyJob:
     metadata = {"accuracy": "exact"}
-    return VerifyJob(job_id=number, text="?", reward=reward, reference="1", metadata=metadata, deadline_seconds=seconds)
+    return VerifyJob(
+        job_id=number,
+        group_id=1,
+        sample_index=0,
+        text="?",
+        reward=reward,
+        reference="1",
+        metadata=metadata,
+        deadline_seconds=seconds,
+    )
 
 
 def checked(number: int = 1, reward: str = "accuracy", value: float | None = 1.0, outcome: str = "scored") -> list[Any]:

@@ -359,7 +359,7 @@ def test_a_learner_at_a_version_that_the_stream_has_let_go_of_is_refused() -> No
         assert lease is not None
         finish(stream, lease)
         train(stream)
-    with pytest.raises(InvalidEvent, match=r"begins at 1, .* versions 3 to 3 consume: .* or remove the journal"):
+    with pytest.raises(InvalidEvent, match=r"begins at 1, .* versions 3 to 3 consume: .* or remove journal"):
         stream.resume(1, (GroupRange(first=0, last=0),))
     with pytest.raises(InvalidEvent, match="begins at 5"):
         stream.resume(5, (GroupRange(first=0, last=4),))

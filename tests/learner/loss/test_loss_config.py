@@ -57,6 +57,10 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         )
         for value in (-0.1, math.nan)
     ),
+    *(
+        ({name: math.inf}, rf"loss\.{name}=inf: must be finite")
+        for name in ("vespo_positive_power", "vespo_negative_slope")
+    ),
     ({"kl_coefficient": 0.1, "kl_replace_every": -1}, r"loss\.kl_replace_every=-1: must not be below 0"),
     ({"overlong_buffer": -1}, r"loss\.overlong_buffer=-1: must not be below 0"),
     *(

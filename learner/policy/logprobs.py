@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from learner.linear import linear, product
+from learner.policy.linear import linear, product
 
 BLOCK = 4096  # entries of the vocabulary in a tile: by 1,024 tokens 16 MiB, small enough for a CPU's caches to help
 

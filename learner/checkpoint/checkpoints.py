@@ -18,12 +18,14 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PretrainedConfig
 
-from learner import checkpoint_files, checkpoint_tensors, export, metrics
-from learner.checkpoint_tensors import Tensors
+from learner import export, metrics
+from learner.checkpoint import files as checkpoint_files
+from learner.checkpoint import tensors as checkpoint_tensors
+from learner.checkpoint.progress import Progress
+from learner.checkpoint.tensors import Tensors
 from learner.distributed import Ranks
-from learner.model import Policy
 from learner.optimizer import Optimizer
-from learner.progress import Progress
+from learner.policy.model import Policy
 
 log = logging.getLogger("learner")
 

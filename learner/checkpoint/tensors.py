@@ -28,11 +28,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from learner import lora
-from learner.checkpoint_shards import ShardWriter
+from learner.checkpoint.shards import ShardWriter
 from learner.distributed import Ranks
-from learner.model import Policy
 from learner.optimizer import Optimizer
+from learner.policy import lora
+from learner.policy.model import Policy
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from learner.config import OptimizerConfig, check_optimizer
-from learner.model_config import ModelConfig, check_model
+from learner.policy.config import ModelConfig, check_model
 from protocol.options import option
 
 

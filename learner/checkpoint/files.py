@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from learner.progress import Progress, as_json, from_json
+from learner.checkpoint.progress import Progress, as_json, from_json
 
 FOLDER = "checkpoints"  # in the run's directory
 PROGRESS = "progress.json"

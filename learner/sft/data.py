@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from learner import addition
 from learner.batch import Bools, Ints, TrainingSequence
 from learner.lines import rows
-from learner.sft_config import SftConfig
+from learner.sft.config import SftConfig
 from learner.template import template
 
 log = logging.getLogger("sft")

@@ -9,9 +9,17 @@ from protocol.options import option
 class CheckpointConfig:
     """Training checkpoints under `run.dir`/checkpoints: weights, optimizer, random state, and what was consumed."""
 
-    every: int = option(0, "optimizer steps between two training checkpoints; 0: only at the end")
+    every: int = option(
+        20,
+        "steps between two training checkpoints, and what a learner that dies makes anew at most; 0: only at the end",
+    )
     keep: int = option(2, "training checkpoints kept, the newest ones")
     resume: bool = option(False, "go on from the newest training checkpoint of `run.dir`")
+    required: bool = option(
+        True,
+        "`resume` refuses a run without a whole checkpoint, or with nothing left to train; false: it begins anew then, "
+        "or writes what the end still lacks, as a learner does that the launcher starts again",
+    )
     write_seconds: float = option(
         1800.0, "longest wait for a checkpoint that is written in the background, before the learner gives up"
     )

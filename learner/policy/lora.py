@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from learner.distributed import whole
-from learner.model_config import ALL_LINEAR
+from learner.policy.config import ALL_LINEAR
 
 ADAPTER = "default"  # peft's name of the only adapter
 SCALE = "lora_scale"  # the buffer that holds alpha / r, so that a training checkpoint can be merged by itself

@@ -19,13 +19,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from learner import batch, distributed, evaluation, export, model, optimizer, tiny
+from learner import batch, distributed, evaluation, export, optimizer, tiny
 from learner.distributed import Ranks
 from learner.loss.config import LossConfig
-from learner.model import Policy, full_state
 from learner.optimizer import Optimizer
-from learner.sft_config import SftConfig, SftRoot, check
-from learner.sft_data import Example, Tokenise, addition_pairs, epochs, read_file, split, training_sequences
+from learner.policy import model
+from learner.policy.model import Policy, full_state
+from learner.sft.config import SftConfig, SftRoot, check
+from learner.sft.data import Example, Tokenise, addition_pairs, epochs, read_file, split, training_sequences
 from learner.step import mean_loss, update
 
 log = logging.getLogger("sft")
@@ -35,7 +36,7 @@ LIKELIHOOD = LossConfig(name="likelihood", corrections=[], filters=[])
 ConfigStore.instance().store(name="sft_schema", node=SftRoot)
 
 
-@hydra.main(version_base="1.3", config_path="../deploy/conf", config_name="sft")
+@hydra.main(version_base="1.3", config_path="../../deploy/conf", config_name="sft")
 def main(tree: DictConfig) -> None:
     """Train and write the checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")

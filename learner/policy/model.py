@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from learner import attention, lora, tensor_parallel
 from learner.batch import MicroBatch
-from learner.cost import cost_of
 from learner.distributed import Ranks
-from learner.linear import speed_up
-from learner.logprobs import chunked_logprobs
-from learner.model_config import ModelConfig, check_model
+from learner.policy import attention, lora, tensor_parallel
+from learner.policy.config import ModelConfig, check_model
+from learner.policy.cost import cost_of
+from learner.policy.linear import speed_up
+from learner.policy.logprobs import chunked_logprobs
 
 log = logging.getLogger("learner")
 
@@ -82,8 +82,15 @@ def load(directory: Path, ranks: Ranks, config: ModelConfig) -> Policy:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # the last two from old architectures
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"model={directory}: cannot be loaded as an HF causal language model: {problem}") from None
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"model={directory}: the checkpoint lacks weights ({missing}), they would start at random")

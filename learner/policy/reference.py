@@ -7,7 +7,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from learner.config import LearnerRoot
 from learner.distributed import Ranks
-from learner.model import Policy, load
+from learner.policy.model import Policy, load
 
 
 def load_reference(config: LearnerRoot, ranks: Ranks) -> Policy | None:

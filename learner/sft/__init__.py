@@ -1,0 +1,1 @@
+"""Supervised training, the same loop with another loss: `python -m learner.sft`."""
