@@ -29,6 +29,8 @@ from verifier.channel import Channel, ChannelClosed
 from verifier.reports import BadReport, Checked, Ready, unpack
 from verifier.rewards import library_for
 from verifier.rewards.expression import BadExpression, Expression, parse
+from verifier.sandbox.run import SandboxError
+from verifier.sandbox.sandbox import Sandbox
 from verifier.starter import Starter
 
 log = logging.getLogger("verifier")
@@ -78,8 +80,11 @@ class _Slot:
 class Pool:
     """`workers` workers, each replaced after `checks_per_worker` jobs. `starter` says how one comes to be."""
 
-    def __init__(self, starter: Starter, *, workers: int, checks_per_worker: int) -> None:
+    def __init__(
+        self, starter: Starter, *, workers: int, checks_per_worker: int, sandbox: Sandbox | None = None
+    ) -> None:
         self._starter = starter
+        self._sandbox = sandbox
         self._checks_per_worker = checks_per_worker
         self._waiting: deque[_Case] = deque()
         self._ended: list[tuple[VerifyJob, Verdict]] = []
@@ -100,7 +105,8 @@ class Pool:
     def watched(self) -> list[tuple[int, bool]]:
         """Descriptors to sleep on, and whether each is also waited for to become writable."""
         channels = [(slot.channel.fileno(), slot.channel.unsent) for slot in self._slots]
-        return [(self._starter.fileno(), False), *channels]
+        own = [each.fileno() for each in (self._starter, self._sandbox) if each is not None]
+        return [*((descriptor, False) for descriptor in own), *channels]
 
     def add(self, job: VerifyJob) -> None:
         """Take a job."""
@@ -117,12 +123,25 @@ class Pool:
         for pid, status in self._starter.deaths():
             if (code := os.waitstatus_to_exitcode(status)) not in EXPECTED_ENDS:
                 log.warning("worker %d ended by itself, exit code %d", pid, code)
-        for slot in self._slots:
-            self._hear(slot)
-            self._end_overdue(slot)
-            self._occupy(slot)
+        try:
+            self._look_at_sandbox()
+            for slot in self._slots:
+                self._hear(slot)
+                self._end_overdue(slot)
+                self._occupy(slot)
+        except SandboxError as error:
+            raise PoolBroken(str(error)) from None
         ended, self._ended = self._ended, []
         return ended
+
+    def _look_at_sandbox(self) -> None:
+        """Have it started again if it is gone, and count what it has run."""
+        if self._sandbox is None:
+            return
+        self._sandbox.turn()
+        for ended, count in self._sandbox.ended.items():
+            metrics.sandbox_runs.labels(ended=ended).inc(count)
+        self._sandbox.ended.clear()
 
     def close(self) -> None:
         """Kill all workers."""
@@ -232,7 +251,9 @@ class Pool:
             slot.deadline = Deadline(case.job.deadline_seconds)
             job = case.job
             try:
-                slot.channel.send([job.job_id, list(case.todo), job.text, job.reference, job.metadata])
+                slot.channel.send(
+                    [job.job_id, list(case.todo), job.text, job.reference, job.metadata, job.deadline_seconds]
+                )
             except ChannelClosed as error:
                 self._lost(slot, str(error))
 

@@ -19,7 +19,7 @@ def granted(sandboxed: Box) -> None:
 
 def score(source: str, task: dict[str, Any], **metadata: Any) -> float:
     text = f"<think>easy</think>\n```python\n{source}\n```\n"
-    return code_reward(text, references.dump(task), {"seconds": 0.2, "cases": "fraction", **metadata}).value
+    return code_reward(text, references.dump(task), {"seconds": 0.1, "cases": "fraction", **metadata}).value
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

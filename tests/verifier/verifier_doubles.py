@@ -106,9 +106,23 @@ class Verifier:
 
     @property
     def zygote(self) -> int:
-        """Process of the zygote."""
-        (zygote,) = children(self.process.pid)
-        return zygote
+        """Process of the workers' zygote."""
+        return self._zygote("verifier.zygote")
+
+    @property
+    def programs_zygote(self) -> int:
+        """Process of the zygote of model-written code."""
+        return self._zygote("verifier.sandbox.zygote")
+
+    def _zygote(self, module: str) -> int:
+        limit = Deadline(ARRIVAL_SECONDS)
+        while True:
+            keepers = [child for child in children(self.process.pid) if f'"{module}"' in command_line(child)]
+            found = [zygote for keeper in keepers for zygote in children(keeper)]
+            if len(found) == 1:
+                return found[0]
+            assert not limit.passed, f"{len(found)} zygotes"
+            time.sleep(0.01)
 
     def workers(self, count: int = 1) -> list[int]:
         """Processes of the workers, once there are `count`."""
@@ -153,6 +167,14 @@ def children(parent: int) -> list[int]:
     return sorted(
         process for process in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(process) == parent
     )
+
+
+def command_line(process: int) -> str:
+    """How a process was started; empty when it is gone."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def _parent(process: int) -> int:

@@ -5,9 +5,11 @@ control group; then it becomes its own user, in a user namespace of its own, and
 come what nobody can take back: limits, no_new_privs, Landlock, and last the filter, which would refuse most of this.
 """
 
+import gc
 import math
 import os
 import resource
+import signal
 from dataclasses import dataclass, field
 
 from verifier.sandbox import capabilities, landlock
@@ -24,6 +26,7 @@ from verifier.sandbox.kernel import (
     MS_NOSUID,
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
     clone,
     close_all_but,
     mount,
@@ -68,6 +71,25 @@ class Enclosure:
         """A child, in its own pid namespace if there are any: pid and pidfd, (0, -1) in the child."""
         return clone(CLONE_NEWPID if "namespaces" in self.walls else 0)
 
+    def host_pid(self, pidfd: int) -> int:
+        """The number by which the host knows a child."""
+        facts = read_text(self.proc, f"self/fdinfo/{pidfd}")
+        return next(int(line.split()[1]) for line in facts.splitlines() if line.startswith("Pid:"))
+
+    def own_host_pid(self) -> int:
+        """The number by which the host knows the calling process."""
+        return int(os.readlink("self", dir_fd=self.proc))
+
+    def end_group(self, pid: int) -> None:
+        """Kill what a child has started. A pid namespace does that by itself; without one, no process could leave its
+        group (`policy`)."""
+        if "namespaces" in self.walls:
+            return
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
     def confine(self, slot: int, limits: Limits, kind: str, kept: set[int]) -> None:
         """Lock the calling process, a child of `fork`, in; `kept` descriptors stay open. Raises `WallError`."""
         wall = "memory_cgroup" if "memory_cgroup" in self.walls else "pids_cgroup"
@@ -86,6 +108,7 @@ class Enclosure:
                 os.setresuid(outside, outside, outside)  # from 0, and so without capabilities
             close_all_but(kept)
             _limit(limits)
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             wall = "landlock"
             if wall in self.walls:
@@ -109,6 +132,21 @@ class Enclosure:
         write_maps(self.proc, "self", single(identity), single(identity))
         prctl(PR_SET_DUMPABLE, 0)
         os.chdir(FOLDER)
+
+
+def ready_to_fork() -> None:
+    """Before the first fork, and after whatever was loaded since: children need not copy what no collection touches."""
+    gc.collect()
+    gc.freeze()
+
+
+def read_text(folder: int, path: str) -> str:
+    """A small file below a folder's descriptor."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(descriptor, 4096).decode()
+    finally:
+        os.close(descriptor)
 
 
 def _limit(limits: Limits) -> None:

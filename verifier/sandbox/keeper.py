@@ -48,6 +48,7 @@ class Settings:
     readable: tuple[str, ...]  # files and folders of the root besides the interpreter's
     most: dict[str, Any]  # widest `Limits` of a check
     without: tuple[str, ...] = ()  # walls not to put up, for tests of what happens without
+    strict: bool = True  # rather no zygote than one that lacks an essential wall
 
 
 def main(settings: Settings, control: int, lifeline: int) -> None:
@@ -70,6 +71,8 @@ def main(settings: Settings, control: int, lifeline: int) -> None:
         os.close(control)
         _wait(pidfd, lifeline)
         os.waitpid(zygote, 0)
+    except WallError as error:
+        os.write(control, json.dumps(["refused", str(error)]).encode())
     finally:
         groups.remove()
 
@@ -86,13 +89,18 @@ def _wait(pidfd: int, lifeline: int) -> None:
 
 
 def _start(enclosure: Enclosure, settings: Settings, control: int, lifeline: int) -> tuple[int, int]:
-    """A zygote inside namespaces or, where there are none to be had, outside: its pid and pidfd."""
+    """A zygote inside namespaces or, where there are none to be had, outside: its pid and pidfd. Raises `WallError`."""
     if "namespaces" in enclosure.walls:
         try:
             return _attempt(enclosure, settings, control, lifeline)
         except OSError as error:
             enclosure.walls.missing["namespaces"] = str(error)
-    return _attempt(enclosure, settings, control, lifeline)
+    if settings.strict:
+        raise WallError("namespaces", enclosure.walls.missing["namespaces"])
+    try:
+        return _attempt(enclosure, settings, control, lifeline)
+    except OSError as error:
+        raise WallError("any wall", error) from None
 
 
 def _attempt(enclosure: Enclosure, settings: Settings, control: int, lifeline: int) -> tuple[int, int]:
@@ -151,6 +159,9 @@ def _be_zygote(enclosure: Enclosure, settings: Settings, control: int, go: int, 
             _go_inside(enclosure, settings)
         enclosure.prepare()
         _test(enclosure, Limits(**settings.most))
+        if settings.strict and (gap := enclosure.walls.gap()):
+            os.write(tell, gap.encode())
+            os._exit(1)
     except (OSError, WallError) as error:
         os.write(tell, str(error).encode())
         os._exit(1)

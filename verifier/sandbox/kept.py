@@ -33,6 +33,7 @@ class Wanted:
 
     `readable` are files and folders that they may read besides the interpreter's, `most` their widest limits,
     `without` walls not to put up. `bare`: no packages but the standard library, and the quicker forks for it.
+    `strict`: rather no zygote than one that lacks an essential wall.
     """
 
     module: str
@@ -41,6 +42,7 @@ class Wanted:
     readable: Collection[str] = ()
     without: Collection[str] = ()
     bare: bool = True
+    strict: bool = True
 
 
 class Kept:
@@ -56,6 +58,7 @@ class Kept:
             "readable": list(wanted.readable),
             "most": asdict(wanted.most),
             "without": list(wanted.without),
+            "strict": wanted.strict,
         }
         python = [sys.executable, *(["-S"] if wanted.bare else [])]
         self._process = subprocess.Popen(
@@ -106,9 +109,14 @@ class Kept:
             message = self.receive()
             if not message:
                 raise SandboxError(f"the sandbox did not start (exit code {self.close()}): the log says more")
-            kind, missing = json.loads(message)
-            assert kind == "walls", kind
-            self._walls = Walls(missing)
+            kind, content = json.loads(message)
+            if kind == "refused":
+                self.close()
+                raise SandboxError(
+                    f"this host cannot give {content}; allow unprivileged user namespaces or run as root, or choose "
+                    "sandbox.require=best_effort to go on without"
+                )
+            self._walls = Walls(content)
         return self._walls
 
     def close(self) -> int | None:

@@ -16,6 +16,7 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self.broken = False  # whether the sandbox at the other end is gone
 
     def run(self, program: Program, *further: int) -> Outcome:
         """Run it and wait for its end. Raises `SandboxError`."""
@@ -35,6 +36,7 @@ class Link:
             socket.send_fds(self._connection, [header], [*handed, *further])
         except OSError as error:
             run.close()
+            self.broken = True
             raise SandboxError(f"the sandbox is gone: {error}") from None
         finally:
             for descriptor in handed:

@@ -90,6 +90,8 @@ _TABLE: dict[str, tuple[int | None, int | None]] = {  # x86_64, aarch64
     "getrlimit": (97, 163),
     "getrusage": (98, 165),
     "getsid": (124, 156),
+    "getpeername": (52, 205),
+    "getsockname": (51, 204),
     "getsockopt": (55, 209),
     "gettid": (186, 178),
     "gettimeofday": (96, 169),

@@ -84,7 +84,9 @@ ALLOWED: dict[str, str] = {
     "sigaltstack": "handling signals",
     **dict.fromkeys(["kill", "tgkill", "tkill"], "signals; nobody else is in the pid namespace"),
     "socketpair": "asyncio wakes itself up over one; it has no name, so nobody else can reach it",
-    **dict.fromkeys(["sendto", "recvfrom", "shutdown", "getsockopt"], "the two ends of that pair"),
+    **dict.fromkeys(
+        ["sendto", "recvfrom", "shutdown", "getsockopt", "getsockname", "getpeername"], "the two ends of that pair"
+    ),
     "ioctl": "is it a terminal, how much can be read, do not block",
     "prctl": "names of threads and of memory",
 }

@@ -53,6 +53,7 @@ def build(readable: Collection[str]) -> None:
     os.makedirs(_STAGE + FOLDER, exist_ok=True)
     kernel.make_root(_STAGE)
     kernel.lock_mounts("/", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
+    kernel.mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,mode=1777")  # the zygote's own
     for descriptor in (*sources.values(), *devices.values()):
         os.close(descriptor)
 

@@ -19,10 +19,11 @@ MOST = Limits(wall_seconds=600, cpu_seconds=600, memory_bytes=2**32, disk_bytes=
 
 
 class Sandbox:
-    """`walls` says which stand here. Nothing waits but the start and `run`.
+    """Nothing waits but `walls`, for the start, and `run`.
 
     `slots` programs run at the same time, the others wait; `most` are the widest limits that any may have; `readable`
-    are files and folders that they may read besides the interpreter's.
+    are files and folders that they may read besides the interpreter's; `without` names walls not to put up. `strict`:
+    rather no sandbox than one without an essential wall.
     """
 
     def __init__(
@@ -32,14 +33,24 @@ class Sandbox:
         most: Limits = MOST,
         readable: Collection[str] = (),
         without: Collection[str] = (),
+        strict: bool = True,
     ) -> None:
         self._wanted = Wanted(
-            module="verifier.sandbox.zygote", slots=slots, most=most, readable=readable, without=without
+            module="verifier.sandbox.zygote",
+            slots=slots,
+            most=most,
+            readable=readable,
+            without=without,
+            strict=strict,
         )
         self._kept = Kept(self._wanted)
         self.ended: Counter[str] = Counter()  # runs by how they ended, until somebody takes them
         self._link: Link | None = None
-        self.walls: Walls = self._kept.walls()
+
+    @property
+    def walls(self) -> Walls:
+        """What stands; waits for the start. Raises `SandboxError` if there is none, which says why."""
+        return self._kept.walls()
 
     # ------------------------------------------------------------ for the owner's loop
 
@@ -51,16 +62,18 @@ class Sandbox:
         """Take what the zygote tells; start another if it is gone. Raises `SandboxError` if that fails."""
         while (message := self._kept.receive()) is not None:
             if message:
-                _, ended = json.loads(message)
-                self.ended.update(ended)
+                kind, content = json.loads(message)
+                if kind == "runs":
+                    self.ended.update(content)
+                elif kind == "refused":
+                    raise SandboxError(f"the sandbox cannot be started again: this host cannot give {content}")
             else:
                 self.restart()
 
     def restart(self) -> None:
-        """Another keeper and zygote take over; links and runs of the old ones are dead. Raises `SandboxError`."""
+        """Another keeper and zygote take over; links and runs of the old ones are dead."""
         log.warning("the sandbox ended (exit code %s); starting another", self.close())
         self._kept = Kept(self._wanted)
-        self.walls = self._kept.walls()
 
     # ------------------------------------------------------------ programs
 

@@ -10,7 +10,6 @@ stderr, and further ones that the program finds from 3 on. On the run's socket t
 walls stand, or `["failed", why]`; the zygote says `["ended", …]`. Closing the other end ends the run.
 """
 
-import gc
 import json
 import os
 import select
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from verifier.sandbox import inmate
-from verifier.sandbox.enclosure import Enclosure
+from verifier.sandbox.enclosure import Enclosure, read_text, ready_to_fork
 from verifier.sandbox.program import Limits
 from verifier.sandbox.walls import WallError
 
@@ -55,8 +54,7 @@ class _Run:
 def main(enclosure: Enclosure, control: int, most: Limits) -> None:
     """Serve until the control socket ends."""
     inmate.prepare()
-    gc.collect()
-    gc.freeze()
+    ready_to_fork()
     with socket.socket(fileno=control) as owner:
         owner.send(json.dumps(["walls", enclosure.walls.missing]).encode())
         Zygote(enclosure, owner, most).serve()
@@ -196,12 +194,9 @@ class Zygote:
     def _kill(self, run: _Run, reason: str) -> None:
         run.reason = run.reason or reason
         signal.pidfd_send_signal(run.pidfd, signal.SIGKILL)
-        if "namespaces" not in self.enclosure.walls:
-            _kill_group(run.pid)
 
     def _bury(self, run: _Run) -> None:
-        if "namespaces" not in self.enclosure.walls:
-            _kill_group(run.pid)
+        self.enclosure.end_group(run.pid)
         pid, status, usage = os.wait4(run.pid, 0)
         wall = time.monotonic() - run.started
         del self._runs[run.pidfd]
@@ -233,10 +228,9 @@ class Zygote:
     def _waited_seconds(self, run: _Run) -> float:
         """How long a run was ready and had no CPU (`/proc/<pid>/schedstat`); 0 where the kernel does not count that."""
         try:
-            facts = _read(self.enclosure.proc, f"self/fdinfo/{run.pidfd}")
-            (pid,) = [line.split()[1] for line in facts.splitlines() if line.startswith("Pid:")]
-            return int(_read(self.enclosure.proc, f"{pid}/schedstat").split()[1]) / 1e9
-        except (OSError, ValueError, IndexError):
+            pid = self.enclosure.host_pid(run.pidfd)
+            return int(read_text(self.enclosure.proc, f"{pid}/schedstat").split()[1]) / 1e9
+        except (OSError, ValueError, IndexError, StopIteration):
             return 0.0
 
     def _tell(self) -> None:
@@ -254,22 +248,6 @@ def _cpu_seconds(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)
     except OSError:
         return 0.0
-
-
-def _kill_group(pid: int) -> None:
-    """Without a pid namespace: all that a run has started, which cannot leave its process group (`policy`)."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
-
-
-def _read(proc: int, path: str) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        return os.read(descriptor, 4096).decode()
-    finally:
-        os.close(descriptor)
 
 
 def _say(connection: socket.socket, message: list[Any]) -> None:
