@@ -49,9 +49,7 @@ def main(tree: DictConfig) -> None:
     starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, strict=strict)
     try:
         _say(sandbox.walls, starter.walls)
-        pool = Pool(
-            starter, workers=verifier.workers, checks_per_worker=verifier.checks_per_worker, sandbox=sandbox
-        )
+        pool = Pool(starter, workers=verifier.workers, checks_per_worker=verifier.checks_per_worker, sandbox=sandbox)
         service = Service(
             config.broker,
             pool,

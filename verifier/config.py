@@ -28,7 +28,8 @@ class SandboxConfig:
     """The walls round workers and round model-written code; `verifier/README.md` says what they hold."""
 
     require: str = option(
-        "strict", "`strict`: no namespaces or no system-call filter, no service; `best_effort`: go on with what there is"
+        "strict",
+        "`strict`: no namespaces or no system-call filter, no service; `best_effort`: go on with what there is",
     )
     memory_bytes: int = option(2**30, "most memory that a task may give to model-written code")
     disk_bytes: int = option(64 * 2**20, "most that it may write to files, which count as memory")

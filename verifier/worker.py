@@ -18,6 +18,7 @@ from verifier.sandbox.access import access
 from verifier.sandbox.link import Link
 from verifier.sandbox.run import SandboxError
 
+
 def work(channel: socket.socket, line: socket.socket | None, pid: int) -> NoReturn:
     """Take jobs `[job_id, rewards, text, reference, metadata, seconds]` until the channel ends; report each reward.
 

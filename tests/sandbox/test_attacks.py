@@ -38,12 +38,15 @@ def test_an_attack_is_contained(sandboxed: Box, attack: Attack) -> None:
 
 @pytest.mark.parametrize("name", sorted({*REFUSED, *UNKNOWN} & set(numbers())))
 def test_a_refused_system_call_is_refused(sandboxed: Box, name: str) -> None:
-    source = PRELUDE + f"""
+    source = (
+        PRELUDE
+        + f"""
 try:
     print("ESCAPED", system_call({name!r}, 0, 0, 0, 0, 0, 0))
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
+    )
     outcome = sandboxed.run(source, limits=QUICK)
     assert outcome.stdout.decode().strip() == ("ENOSYS" if name in UNKNOWN else "EPERM"), outcome
 
@@ -53,7 +56,9 @@ def test_checks_that_run_at_the_same_time_do_not_meet(sandboxed: Box) -> None:
     honest = sandboxed.link.start(
         Program(source="import time; open('mine', 'w').write('1'); time.sleep(0.5); print(open('mine').read())")
     )
-    hostile = PRELUDE + """
+    hostile = (
+        PRELUDE
+        + """
 for _ in range(10):
     assert os.listdir("/tmp") == [], os.listdir("/tmp")
     for target in (-1, 0, 2, 3, 4, 5):
@@ -63,6 +68,7 @@ for _ in range(10):
             pass
     time.sleep(0.02)
 """
+    )
     outcome = sandboxed.run(hostile, limits=QUICK)
     assert outcome.ok, outcome
     assert honest.wait().stdout == b"1\n"
@@ -74,7 +80,9 @@ def test_nothing_arrives_at_a_listener_of_the_host(sandboxed: Box) -> None:
         abstract.listen()
         server.settimeout(0.05)
         abstract.settimeout(0.05)
-        source = PRELUDE + f"""
+        source = (
+            PRELUDE
+            + f"""
 for family, address in ((2, ("127.0.0.1", {server.getsockname()[1]})), (1, "\\0offbeat-test-listener")):
     try:
         socket.socket(family).connect(address)
@@ -82,6 +90,7 @@ for family, address in ((2, ("127.0.0.1", {server.getsockname()[1]})), (1, "\\0o
     except OSError as error:
         print(errno.errorcode[error.errno])
 """
+        )
         assert sandboxed.run(source).stdout == b"EPERM\nEPERM\n"
         for listener in (server, abstract):
             with pytest.raises(TimeoutError):

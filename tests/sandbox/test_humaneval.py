@@ -93,7 +93,9 @@ def passes_plainly(problem: dict[str, Any], solution: str) -> bool:
     """The slow, obvious truth: everything in one plain interpreter, which honest code may be trusted with."""
     program = f"{solution}\n{problem['test']}\ncheck({problem['entry_point']})\n"
     try:
-        ended = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, timeout=SECONDS, check=False)
+        ended = subprocess.run(
+            [sys.executable, "-IS", "-c", program], capture_output=True, timeout=SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     return ended.returncode == 0

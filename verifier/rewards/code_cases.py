@@ -86,7 +86,9 @@ def read(reference: str) -> Cases:
 def _made(kind: type[Any], values: Any) -> Any:
     known = {each.name: each for each in fields(kind)}
     if not isinstance(values, dict) or values.keys() - known.keys():
-        raise BadTask(f"the reference: a case of {kind.__name__} has the fields {', '.join(known)}; got {values!r:.200}")
+        raise BadTask(
+            f"the reference: a case of {kind.__name__} has the fields {', '.join(known)}; got {values!r:.200}"
+        )
     for name, value in values.items():
         if isinstance(value, str) != (known[name].type is str) and known[name].type is not Any:
             raise BadTask(f"the reference: {name}={value!r:.100} must be {known[name].type}")

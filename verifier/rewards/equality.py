@@ -43,9 +43,7 @@ def _close(one: str, two: str, tolerance: float) -> bool:
 def same_value(given: Any, expected: Any) -> bool:
     """The same data: lists and tuples alike, floats within `TOLERANCE`, but True is not 1 and "1" is not 1."""
     if isinstance(expected, list | tuple):
-        return (
-            isinstance(given, list | tuple) and len(given) == len(expected) and all(map(same_value, given, expected))
-        )
+        return isinstance(given, list | tuple) and len(given) == len(expected) and all(map(same_value, given, expected))
     if isinstance(expected, dict):
         return (
             isinstance(given, dict)

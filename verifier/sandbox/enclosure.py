@@ -100,7 +100,9 @@ class Enclosure:
             if "namespaces" in self.walls:
                 self._own_namespaces(identity, limits)
                 capabilities.drop_all(self.capabilities)
-            elif self.identities.first is not None:
+            else:
+                os.chdir("/")
+            if "namespaces" not in self.walls and self.identities.first is not None:
                 outside = self.identities.first + slot
                 os.setgroups([])
                 capabilities.drop_bounding(self.capabilities)

@@ -49,6 +49,8 @@ def become(program: dict[str, Any]) -> NoReturn:
     if program["argv"]:
         _execute(program["argv"])
     _forget()
+    if (folder := os.getcwd()) != "/":
+        sys.path.insert(0, folder)
     gc.enable()
     match program["role"]:
         case "functions":

@@ -32,11 +32,9 @@ from verifier.sandbox.kernel import (
     prctl,
 )
 from verifier.sandbox.program import Limits
-from verifier.sandbox.walls import WALLS, WallError, Walls
+from verifier.sandbox.walls import ESSENTIAL, WALLS, WallError, Walls
 
-_NAMESPACES = (
-    CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP
-)
+_NAMESPACES = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +91,25 @@ def _start(enclosure: Enclosure, settings: Settings, control: int, lifeline: int
     if "namespaces" in enclosure.walls:
         try:
             return _attempt(enclosure, settings, control, lifeline)
-        except OSError as error:
-            enclosure.walls.missing["namespaces"] = str(error)
+        except WallError as error:
+            if error.wall != "namespaces" or settings.strict:
+                raise
+            enclosure.walls.missing["namespaces"] = error.why
     if settings.strict:
         raise WallError("namespaces", enclosure.walls.missing["namespaces"])
-    try:
-        return _attempt(enclosure, settings, control, lifeline)
-    except OSError as error:
-        raise WallError("any wall", error) from None
+    return _attempt(enclosure, settings, control, lifeline)
 
 
 def _attempt(enclosure: Enclosure, settings: Settings, control: int, lifeline: int) -> tuple[int, int]:
-    """Start the zygote and wait until its walls stand. Raises `OSError` if they do not."""
+    """Start the zygote and wait until its walls stand. Raises `WallError` if they do not."""
     namespaced = "namespaces" in enclosure.walls
     (told, tell), (go, let_go) = os.pipe(), os.pipe()
-    child, pidfd = clone(_NAMESPACES if namespaced else 0)
+    try:
+        child, pidfd = clone(_NAMESPACES if namespaced else 0)
+    except OSError as error:
+        for descriptor in (told, tell, go, let_go):
+            os.close(descriptor)
+        raise WallError("namespaces", error) from None
     if child == 0:
         for descriptor in (told, let_go, lifeline):
             os.close(descriptor)
@@ -116,22 +118,21 @@ def _attempt(enclosure: Enclosure, settings: Settings, control: int, lifeline: i
     os.close(go)
     try:
         if namespaced:
-            ids = enclosure.identities
-            _map_zygote(enclosure.proc, child, ids)
+            _map_zygote(enclosure.proc, child, enclosure.identities)
         os.write(let_go, b"!")
-    except OSError:
+        failure = None
+    except OSError as error:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(pidfd)
-        raise
+        failure = WallError("namespaces", error)
     finally:
         os.close(let_go)
     with open(told, "rb") as answer:
-        why = answer.read().decode()
-    if why != "up":
+        wall, why, missing = json.loads(answer.read() or b'["namespaces", "the zygote ended", {}]')
+    if failure or wall:
         os.waitpid(child, 0)
         os.close(pidfd)
-        raise OSError(why or "the zygote ended while it put up its walls")
+        raise failure or WallError(wall, why)
+    enclosure.walls.missing.update(missing)
     return child, pidfd
 
 
@@ -159,13 +160,14 @@ def _be_zygote(enclosure: Enclosure, settings: Settings, control: int, go: int, 
             _go_inside(enclosure, settings)
         enclosure.prepare()
         _test(enclosure, Limits(**settings.most))
-        if settings.strict and (gap := enclosure.walls.gap()):
-            os.write(tell, gap.encode())
-            os._exit(1)
+        missing = enclosure.walls.missing
+        if settings.strict and (gap := [wall for wall in ESSENTIAL if wall in missing]):
+            raise WallError(gap[0], missing[gap[0]])
     except (OSError, WallError) as error:
-        os.write(tell, str(error).encode())
+        wall, why = (error.wall, error.why) if isinstance(error, WallError) else ("namespaces", str(error))
+        os.write(tell, json.dumps([wall, why, {}]).encode())
         os._exit(1)
-    os.write(tell, b"up")
+    os.write(tell, json.dumps(["", "", missing]).encode())
     os.close(tell)
     zygote.main(enclosure, control, Limits(**settings.most))
     os._exit(0)
@@ -204,7 +206,7 @@ def _tried(enclosure: Enclosure, limits: Limits) -> tuple[str, str]:
             enclosure.confine(0, limits, "source", {tell})
             os.write(tell, json.dumps(["", ""]).encode())
         except WallError as error:
-            os.write(tell, json.dumps([error.wall, str(error)]).encode())
+            os.write(tell, json.dumps([error.wall, error.why]).encode())
         os._exit(0)
     os.close(tell)
     os.waitpid(child, 0)

@@ -24,7 +24,20 @@ ALLOWED: dict[str, str] = {
         "memory of its own; the address space has a limit",
     ),
     **dict.fromkeys(
-        ["read", "readv", "pread64", "preadv", "lseek", "close", "close_range", "dup", "dup2", "dup3", "fcntl", "flock"],
+        [
+            "read",
+            "readv",
+            "pread64",
+            "preadv",
+            "lseek",
+            "close",
+            "close_range",
+            "dup",
+            "dup2",
+            "dup3",
+            "fcntl",
+            "flock",
+        ],
         "descriptors that it has",
     ),
     **dict.fromkeys(
@@ -40,7 +53,19 @@ ALLOWED: dict[str, str] = {
         "output, and files in its own folder, which has a limit",
     ),
     **dict.fromkeys(
-        ["creat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "link", "linkat"],
+        [
+            "creat",
+            "rename",
+            "renameat",
+            "renameat2",
+            "mkdir",
+            "mkdirat",
+            "rmdir",
+            "unlink",
+            "unlinkat",
+            "link",
+            "linkat",
+        ],
         "files in its own folder",
     ),
     **dict.fromkeys(
@@ -135,7 +160,9 @@ REFUSED: dict[str, str] = {
         ["setuid", "setgid", "setreuid", "setresuid", "setresgid", "setgroups", "setfsuid", "capset"], "who it is"
     ),
     **dict.fromkeys(["chown", "fchown", "lchown", "setxattr", "mknod", "mknodat"], "whose a file is, and devices"),
-    **dict.fromkeys(["open_by_handle_at", "name_to_handle_at"], "files by number, past every path: the way out of chroots"),
+    **dict.fromkeys(
+        ["open_by_handle_at", "name_to_handle_at"], "files by number, past every path: the way out of chroots"
+    ),
     **dict.fromkeys(["io_uring_setup", "io_uring_enter", "io_uring_register"], "system calls that no filter sees"),
     **dict.fromkeys(["bpf", "perf_event_open", "userfaultfd"], "helpers of kernel exploits"),
     **dict.fromkeys(["keyctl", "add_key", "request_key"], "keyrings are shared with the host"),

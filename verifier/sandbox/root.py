@@ -7,7 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from verifier.sandbox import kernel
-from verifier.sandbox.kernel import MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC
+from verifier.sandbox.kernel import (
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+)
 
 FOLDER = "/tmp"  # a check's own, and the only one that it can write to
 _DEVICES = ("null", "zero", "full", "random", "urandom")

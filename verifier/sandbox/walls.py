@@ -20,11 +20,12 @@ WALLS = (*ESSENTIAL, *FURTHER)
 
 
 class WallError(Exception):
-    """A wall could not be put up here. `wall` names it, the text says why."""
+    """A wall could not be put up here. `wall` names it, `why` says why."""
 
     def __init__(self, wall: str, why: object) -> None:
         super().__init__(f"{wall}: {why}")
         self.wall = wall
+        self.why = str(why)
 
 
 @dataclass(slots=True)
