@@ -19,11 +19,11 @@ from protocol.messages import Hello
 from verifier import metrics
 from verifier.config import VerifierRoot, check
 from verifier.pool import Pool, PoolBroken
-from verifier.service import Service
 from verifier.sandbox.program import Limits
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
 from verifier.sandbox.walls import WALLS, Walls
+from verifier.service import Service
 from verifier.starter import Zygote
 
 log = logging.getLogger("verifier")

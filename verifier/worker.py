@@ -1,8 +1,8 @@
 """A worker: one process that applies rewards to hostile texts, one at a time, on its main thread.
 
 It waits for a job on its channel and for nothing else; the end of the channel ends it. It has no deadline of its own:
-the pool watches the clock and kills it. It runs locked in (`sandbox.enclosure`); model-written code does not run here but
-in a sandbox of its own, to which the worker has a line.
+the pool watches the clock and kills it. It runs locked in (`sandbox.enclosure`); model-written code does not run here
+but in a sandbox of its own, to which the worker has a line.
 """
 
 import os

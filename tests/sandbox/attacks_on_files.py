@@ -1,7 +1,7 @@
 """Attacks on the host's files, on what other checks will read, and on the walls round the file system."""
 
 # Every function here runs inside the sandbox, where the prelude of `attacks` has imported what they use.
-# ruff: noqa: F821
+# ruff: noqa: F821, SIM115
 # mypy: ignore-errors
 
 from attacks import attack

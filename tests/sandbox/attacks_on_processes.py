@@ -1,6 +1,6 @@
 """Attacks on other processes, on the kernel, and on what the process is allowed to be."""
 
-# ruff: noqa: F821
+# ruff: noqa: F821, SIM115, RUF059
 # mypy: ignore-errors
 
 from attacks import attack
@@ -55,21 +55,21 @@ def sees_other_processes():
 def kills_everybody():
     """kill(-1) reaches all that it may signal."""
     os.kill(-1, signal.SIGKILL)
-    return None
+    return
 
 
 @attack("", ended=("exit", "signal"))
 def kills_its_process_group():
     """The zygote and the service, if it were in their group."""
     os.killpg(0, signal.SIGKILL)
-    return None
+    return
 
 
 @attack("", ended=("exit", "signal"))
 def kills_its_parent():
     """In a new pid namespace getppid() is 0, and kill(0) is the whole process group."""
     os.kill(os.getppid(), signal.SIGKILL)
-    return None
+    return
 
 
 @attack("", ended=("wall", "exit", "signal"), wall_seconds=0.5)
@@ -77,7 +77,7 @@ def stops_its_process_group():
     """A stopped zygote would hold everybody up."""
     os.killpg(0, signal.SIGSTOP)
     time.sleep(5)
-    return None
+    return
 
 
 @attack("ESRCH")

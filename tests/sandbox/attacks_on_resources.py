@@ -1,6 +1,6 @@
 """Attacks on the host's time, memory, disk and patience."""
 
-# ruff: noqa: F821
+# ruff: noqa: F821, RUF059, BLE001
 # mypy: ignore-errors
 
 from attacks import attack

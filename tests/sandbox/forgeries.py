@@ -3,6 +3,8 @@
 The task: `add(a, b)` for `CALLS` and `TESTS`, the sum of two numbers on a line for `STDIO`.
 """
 
+# ruff: noqa: E501
+
 from textwrap import dedent
 
 ENTRY = "add"

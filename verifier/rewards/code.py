@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from verifier.rewards.code_cases import Calls, CallCase, Cases, Stdio, StdioCase, UnitTests, read
+from verifier.rewards.code_cases import CallCase, Calls, Cases, Stdio, StdioCase, UnitTests, read
 from verifier.rewards.committed_code import committed_code
 from verifier.rewards.equality import same_text, same_value
 from verifier.rewards.score import BadTask, Score
@@ -26,9 +26,8 @@ def code_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Score
     """1 if the code in `text` passes all cases of `reference` (`code_cases`), else 0; or the fraction that it passes.
 
     `metadata` may say: `cases`, `all` (the default) or `fraction`; `seconds` of CPU for one case; `memory_bytes`;
-    `tolerance` for numbers in printed output, 0 if not given; `bare`, True if a text without fences and tags is all code
-    (a completion of the prompt). Raises `BadAnswer`, `BadTask`, and `SandboxError`, which is nobody's fault but the
-    host's.
+    `tolerance` for numbers in printed output, 0 if not given; `bare`, True if a text without fences and tags is all
+    code (a completion of the prompt). Raises `BadAnswer`, `BadTask`, and `SandboxError`, which is the host's fault.
     """
     cases = read(reference)
     limits, fraction = _limits(metadata), metadata.get("cases", "all") == "fraction"

@@ -1,4 +1,4 @@
-"""Whether what a program gave is what was expected. Both are plain data here; nothing of the program's compares them."""
+"""Whether what a program gave is what was expected. Both are plain data; nothing of the program's compares them."""
 
 import math
 from decimal import Decimal, InvalidOperation

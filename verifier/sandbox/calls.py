@@ -3,6 +3,7 @@
 What comes back was built here from plain data (`values`); what it ought to be never goes in.
 """
 
+import json
 import os
 import select
 import socket
@@ -14,6 +15,7 @@ from protocol.clock import Deadline
 from verifier.sandbox import values
 from verifier.sandbox.link import Link
 from verifier.sandbox.program import Limits, Outcome, Program
+from verifier.sandbox.run import SandboxError
 
 MOST_ANSWER_BYTES = 8 * 2**20
 
@@ -75,13 +77,18 @@ class Functions:
         if limit is not None and limit.passed:
             raise NoAnswer(f"timeout after {limit.seconds:g} s")
         waiting = limit.remaining if limit else 1.0
-        readable, writable, _ = select.select([self._channel, self._run], [self._channel] * bool(request), [], waiting)
-        if self._run in readable and (outcome := self._run.poll()):
-            self.outcome = outcome
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN | (select.POLLOUT if request else 0))
+        if self.outcome is None:
+            poll.register(self._run, select.POLLIN)
+        ready = dict(poll.poll(1e3 * waiting))
+        if self.outcome is None and self._run.fileno() in ready:
+            self.outcome = self._run.poll()
+        events = ready.get(self._channel.fileno(), 0)
         try:
-            if writable:
+            if events & select.POLLOUT:
                 request = request[self._channel.send(request) :]
-            if self._channel in readable:
+            if events & ~select.POLLOUT:
                 piece = self._channel.recv(2**16)
                 self._received += piece
                 if not piece:
@@ -94,6 +101,8 @@ class Functions:
 
     def _end(self) -> str:
         self.outcome = self.outcome or self._run.wait()
+        if self.outcome.starved:
+            raise SandboxError(f"starved: it waited for a CPU for {self.outcome.waited_seconds:.1f} s")
         lines = self.outcome.stderr.decode(errors="replace").strip().splitlines()
         return f" ({self.outcome.ended}{': ' + lines[-1][:200] if lines else ''})"
 
@@ -171,7 +180,5 @@ def try_out(link: Link, solution: str, tests: Tests, limits: Limits) -> Trial:
 
 
 def _failures(report: bytes, count: int) -> list[str] | None:
-    import json
-
     found = json.loads(report or b"null")
     return found if isinstance(found, list) and len(found) == count else None

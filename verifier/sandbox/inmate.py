@@ -9,13 +9,13 @@ import os
 import site
 import sys
 from types import ModuleType
-from typing import Any, NoReturn, TextIO
+from typing import IO, Any, NoReturn
 
 from verifier.sandbox import functions, script, tests
 
 _CLEAR_OF_ALL = 100  # descriptors below are given out anew
 _WARM = ("bisect", "collections", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math", "operator")
-_STREAMS: dict[str, TextIO] = {}
+_STREAMS: dict[str, IO[str]] = {}
 _KEPT: dict[str, ModuleType] = {}  # our own: out of sight, but not taken apart in every check
 
 

@@ -16,7 +16,16 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self.broken = False  # whether the sandbox at the other end is gone
+
+    @property
+    def broken(self) -> bool:
+        """Whether the sandbox at the other end is gone."""
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def run(self, program: Program, *further: int) -> Outcome:
         """Run it and wait for its end. Raises `SandboxError`."""
@@ -36,7 +45,6 @@ class Link:
             socket.send_fds(self._connection, [header], [*handed, *further])
         except OSError as error:
             run.close()
-            self.broken = True
             raise SandboxError(f"the sandbox is gone: {error}") from None
         finally:
             for descriptor in handed:

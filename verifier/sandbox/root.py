@@ -48,7 +48,7 @@ def _library_folders() -> set[Path]:
 
 
 def build(readable: Collection[str]) -> None:
-    """Replace the root of this process's own mount namespace. Each of `readable` lies where it lay. Raises `OSError`."""
+    """Replace the root of this process's mount namespace; each of `readable` lies where it lay. Raises `OSError`."""
     kernel.mount("", "/", flags=MS_REC | MS_PRIVATE)
     sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _targets(readable)}
     devices = {f"/dev/{name}": os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC) for name in _DEVICES}

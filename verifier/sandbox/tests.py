@@ -20,7 +20,7 @@ MOST_ANSWER_BYTES = 8 * 2**20
 
 
 class CandidateGone(BaseException):
-    """The code under test ended, or spoke nonsense. No `Exception`: tests that expect errors must not take it for one."""
+    """The code under test ended, or spoke nonsense. No `Exception`: tests that expect one must not take it for that."""
 
 
 class CandidateError(Exception):

@@ -48,7 +48,7 @@ def _marked(value: Any, depth: int) -> Any:
 
 
 def _items(value: Any, depth: int) -> list[Any]:
-    items = []
+    items: list[Any] = []
     for item in value:
         if len(items) == MOST_ITEMS:
             raise Unsendable(f"more than {MOST_ITEMS} items")

@@ -197,7 +197,7 @@ class Zygote:
 
     def _bury(self, run: _Run) -> None:
         self.enclosure.end_group(run.pid)
-        pid, status, usage = os.wait4(run.pid, 0)
+        _, status, usage = os.wait4(run.pid, 0)
         wall = time.monotonic() - run.started
         del self._runs[run.pidfd]
         self._poll.unregister(run.pidfd)
