@@ -65,15 +65,17 @@ class _Slot:
 
     channel: Channel
     libraries: int  # how many had been loaded when the worker was started
+    sandbox: int  # which start of the sandbox its line leads to
     deadline: Deadline
     pid: int = 0  # 0 until it is ready
     cpu_seconds: float = 0.0  # that the worker had used when its last check ended
     jobs: int = 0
     case: _Case | None = None
 
-    def refill(self, channel: Channel, libraries: int) -> None:
+    def refill(self, channel: Channel, libraries: int, sandbox: int) -> None:
         """Another worker, about to start, takes the place."""
-        self.channel, self.libraries, self.deadline = channel, libraries, Deadline(START_SECONDS)
+        self.channel, self.libraries, self.sandbox = channel, libraries, sandbox
+        self.deadline = Deadline(START_SECONDS)
         self.pid, self.cpu_seconds, self.jobs, self.case = 0, 0.0, 0, None
 
 
@@ -90,7 +92,9 @@ class Pool:
         self._ended: list[tuple[VerifyJob, Verdict]] = []
         self._libraries: set[str] = set()
         self._failed_starts = 0
-        self._slots = [_Slot(Channel(starter.start()), 0, Deadline(START_SECONDS)) for _ in range(workers)]
+        self._slots = [
+            _Slot(Channel(starter.start()), 0, self._sandbox_starts, Deadline(START_SECONDS)) for _ in range(workers)
+        ]
 
     @property
     def queued(self) -> int:
@@ -133,6 +137,10 @@ class Pool:
             raise PoolBroken(str(error)) from None
         ended, self._ended = self._ended, []
         return ended
+
+    @property
+    def _sandbox_starts(self) -> int:
+        return self._sandbox.starts if self._sandbox else 0
 
     def _look_at_sandbox(self) -> None:
         """Have it started again if it is gone, and count what it has run."""
@@ -233,17 +241,18 @@ class Pool:
         slot.channel.close()
         if slot.pid:
             self._starter.end(slot.pid)
-        slot.refill(Channel(self._starter.start()), len(self._libraries))
+        slot.refill(Channel(self._starter.start()), len(self._libraries), self._sandbox_starts)
 
     # ------------------------------------------------------------ work
 
     def _occupy(self, slot: _Slot) -> None:
-        """Give an idle worker the next job; or a successor, when it has done its share or lacks a library."""
+        """Give an idle worker the next job; or a successor, when it has done its share or lacks library or sandbox."""
         if not slot.pid or slot.case:
             return
         if self._waiting:
             self._load(self._waiting[0].libraries)
-        if slot.jobs >= self._checks_per_worker or slot.libraries < len(self._libraries):
+        outdated = slot.libraries < len(self._libraries) or slot.sandbox < self._sandbox_starts
+        if slot.jobs >= self._checks_per_worker or outdated:
             self._replace(slot, "renewed")
         elif self._waiting:
             case = slot.case = self._waiting.popleft()

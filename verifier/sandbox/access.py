@@ -32,11 +32,6 @@ class Access:
         return self._link
 
     @property
-    def broken(self) -> bool:
-        """Whether the sandbox at the line's other end is gone."""
-        return self._link is not None and self._link.broken
-
-    @property
     def seconds(self) -> float:
         """What is left of the check's time."""
         return self._deadline.remaining if self._deadline else float("inf")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verifier.sandbox.program import Limits
+from verifier.sandbox.walls import said
 
 PREFIX = "offbeat-"
 _REMOVE_SECONDS = 2.0  # for the kernel to forget the last process of a group
@@ -130,7 +131,7 @@ def make(slots: int) -> Groups:
                     made[place.parent] = _folder(place.parent, name, groups)
                 _equip(made[place.parent], place, groups.slots)
             except OSError as error:
-                groups.missing[controller] = str(error)
+                groups.missing[controller] = said(error)
                 continue
             del groups.missing[controller]
             break

@@ -36,7 +36,7 @@ from verifier.sandbox.kernel import (
 from verifier.sandbox.policy import ALLOWED, EXECUTE, SIGNALS, WORKER
 from verifier.sandbox.program import Limits
 from verifier.sandbox.root import FOLDER
-from verifier.sandbox.walls import WallError, Walls
+from verifier.sandbox.walls import WallError, Walls, said
 
 _FILES_PER_MEGABYTE = 64
 
@@ -59,7 +59,7 @@ class Enclosure:
         try:
             self.landlock = landlock.version()
         except OSError as error:
-            self.walls.missing["landlock"] = str(error)
+            self.walls.missing["landlock"] = said(error)
         kept = [name for name in ALLOWED if "namespaces" in self.walls or name not in SIGNALS]
         kinds = {"source": kept, "argv": [*kept, *EXECUTE], "worker": [*kept, *WORKER]}
         try:

@@ -5,6 +5,7 @@ unread. The lifeline is a pipe whose other end the owner holds: when it ends, so
 it. The keeper keeps the rights of whoever started it and reads nothing that is hostile.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -32,7 +33,7 @@ from verifier.sandbox.kernel import (
     prctl,
 )
 from verifier.sandbox.program import Limits
-from verifier.sandbox.walls import ESSENTIAL, WALLS, WallError, Walls
+from verifier.sandbox.walls import ESSENTIAL, WALLS, WallError, Walls, said
 
 _NAMESPACES = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP
 
@@ -70,7 +71,8 @@ def main(settings: Settings, control: int, lifeline: int) -> None:
         _wait(pidfd, lifeline)
         os.waitpid(zygote, 0)
     except WallError as error:
-        os.write(control, json.dumps(["refused", str(error)]).encode())
+        with contextlib.suppress(BrokenPipeError):  # an owner that is gone need not be told
+            os.write(control, json.dumps(["refused", str(error)]).encode())
     finally:
         groups.remove()
 
@@ -164,7 +166,7 @@ def _be_zygote(enclosure: Enclosure, settings: Settings, control: int, go: int, 
         if settings.strict and (gap := [wall for wall in ESSENTIAL if wall in missing]):
             raise WallError(gap[0], missing[gap[0]])
     except (OSError, WallError) as error:
-        wall, why = (error.wall, error.why) if isinstance(error, WallError) else ("namespaces", str(error))
+        wall, why = (error.wall, error.why) if isinstance(error, WallError) else ("namespaces", said(error))
         os.write(tell, json.dumps([wall, why, {}]).encode())
         os._exit(1)
     os.write(tell, json.dumps(["", "", missing]).encode())

@@ -17,16 +17,6 @@ class Link:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
-    @property
-    def broken(self) -> bool:
-        """Whether the sandbox at the other end is gone."""
-        try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
     def run(self, program: Program, *further: int) -> Outcome:
         """Run it and wait for its end. Raises `SandboxError`."""
         return self.start(program, *further).wait()

@@ -44,6 +44,7 @@ class Sandbox:
             strict=strict,
         )
         self._kept = Kept(self._wanted)
+        self.starts = 1  # how often it was started: lines to an earlier one are dead
         self.ended: Counter[str] = Counter()  # runs by how they ended, until somebody takes them
         self._link: Link | None = None
 
@@ -74,6 +75,7 @@ class Sandbox:
         """Another keeper and zygote take over; links and runs of the old ones are dead."""
         log.warning("the sandbox ended (exit code %s); starting another", self.close())
         self._kept = Kept(self._wanted)
+        self.starts += 1
 
     # ------------------------------------------------------------ programs
 

@@ -19,13 +19,19 @@ FURTHER = {
 WALLS = (*ESSENTIAL, *FURTHER)
 
 
+def said(error: OSError) -> str:
+    """What an error says, without its number."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{where}" if error.strerror else str(error)
+
+
 class WallError(Exception):
     """A wall could not be put up here. `wall` names it, `why` says why."""
 
     def __init__(self, wall: str, why: object) -> None:
-        super().__init__(f"{wall}: {why}")
         self.wall = wall
-        self.why = str(why)
+        self.why = said(why) if isinstance(why, OSError) else str(why)
+        super().__init__(f"{wall}: {self.why}")
 
 
 @dataclass(slots=True)
