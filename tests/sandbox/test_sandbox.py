@@ -284,5 +284,5 @@ def test_a_program_that_makes_no_sense_is_refused(options: dict[str, object], se
 
 
 def test_limits_must_be_above_zero() -> None:
-    with pytest.raises(ValueError, match="limits.processes=0: must be above 0"):
+    with pytest.raises(ValueError, match=r"limits\.processes=0: must be above 0"):
         Limits(processes=0)

@@ -26,8 +26,8 @@ def gym_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Score:
     (game_of_life_halting): where nonsense gets the most, only the entry's own answer, letter by letter, is accepted.
 
     `reference` is the entry and `metadata.params` how its family, `metadata.family`, was set up, which scorers need;
-    both are written by `protocol.reference`. Some scorers would evaluate the answer as code (`gym_evaluation`): they are
-    kept from it, and this runs in a locked-in worker only.
+    both are written by `protocol.reference`. Some scorers would evaluate the answer as code: they are kept from it
+    (`gym_evaluation`), and this runs in a locked-in worker only.
     """
     family, params = metadata.get("family"), metadata.get("params", "{}")
     if not isinstance(family, str) or not isinstance(params, str):

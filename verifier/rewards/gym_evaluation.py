@@ -1,8 +1,8 @@
 """Scorers of reasoning-gym that evaluate the answer as Python, and what is done so that they never run any.
 
 Four `eval` the answer to see whether it is a list; that never earns the most, so they read literals instead. Five hand
-it to sympy's `parse_expr`, which is `eval` behind a tokenizer: they get numbers, operators and a few names, nothing that
-could name a function of Python's. A test reads the installed package and fails when there are others.
+it to sympy's `parse_expr`, which is `eval` behind a tokenizer: they get numbers, operators and a few names, nothing
+that could name a function of Python's. A test reads the installed package and fails when there are others.
 """
 
 import ast
