@@ -1,6 +1,7 @@
 """Every check of root's zygotes has a user id that nothing else on the host has."""
 
 import os
+from itertools import pairwise
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_ids_are_mapped_and_none_is_root(host: str) -> None:
 
 def test_two_zygotes_share_no_ids() -> None:
     ranges = sorted(identities(64, pid, HOST).first or 0 for pid in range(5000, 5100))
-    assert all(later - earlier > 65 for earlier, later in zip(ranges, ranges[1:], strict=False))
+    assert all(later - earlier > 65 for earlier, later in pairwise(ranges))
 
 
 def test_a_container_without_ids_to_spare_gives_none() -> None:

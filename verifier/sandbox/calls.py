@@ -24,15 +24,12 @@ class NoAnswer(Exception):
     """A call brought no value. The text says why: it raised, took too long, ended the process, spoke nonsense."""
 
 
-@dataclass(frozen=True, slots=True)
 class Raised(NoAnswer):
-    """The function raised `kind`."""
+    """The function raised an exception of the type `kind`."""
 
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"raised {self.kind}: {self.text[:200]}"
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"raised {kind}: {text[:200]}")
+        self.kind = kind
 
 
 class Functions:

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from verifier.sandbox.program import Limits
 from verifier.sandbox.walls import said
 
 PREFIX = "offbeat-"
+CONTROLLERS = ("memory", "pids")
 _REMOVE_SECONDS = 2.0  # for the kernel to forget the last process of a group
 
 
@@ -35,7 +36,7 @@ def places(cgroup: str, mountinfo: str) -> dict[str, list[Place]]:
     for line in cgroup.splitlines():
         _, names, path = line.split(":", 2)
         own.update(dict.fromkeys(names.split(","), path))
-    found: dict[str, list[Place]] = {"memory": [], "pids": []}
+    found: dict[str, list[Place]] = {controller: [] for controller in CONTROLLERS}
     for kind, root, point, options in _mounts(mountinfo):
         for controller, candidates in found.items():
             if kind == "cgroup" and controller in options.split(",") and controller in own:
@@ -117,13 +118,14 @@ class Groups:
             os.close(lock)
 
 
-def make(slots: int) -> Groups:
-    """Groups for `slots` checks, with the controllers that can be had here."""
+def make(slots: int, controllers: Collection[str] = CONTROLLERS) -> Groups:
+    """Groups for `slots` checks, with those of `controllers` that can be had here."""
     found = places(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text())
     name = PREFIX + os.urandom(6).hex()
     groups = Groups([Group() for _ in range(slots)])
     made: dict[Path, Path] = {}
-    for controller, candidates in found.items():
+    for controller in controllers:
+        candidates = found[controller]
         groups.missing[controller] = "no cgroup of this process has it"
         for place in candidates:
             try:

@@ -129,10 +129,9 @@ class Enclosure:
         if identity:
             os.setresgid(identity, identity, identity)
             os.setresuid(identity, identity, identity)
-        prctl(PR_SET_DUMPABLE, 1)  # else /proc/self is root's, and the maps cannot be written
+        prctl(PR_SET_DUMPABLE, 1)  # else /proc/self is root's: no maps could be written, no memory looked up (`memory`)
         unshare(CLONE_NEWUSER)
         write_maps(self.proc, "self", single(identity), single(identity))
-        prctl(PR_SET_DUMPABLE, 0)
         os.chdir(FOLDER)
 
 

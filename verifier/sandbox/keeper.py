@@ -57,8 +57,9 @@ def main(settings: Settings, control: int, lifeline: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     ids = identities(settings.slots, os.getpid())
-    groups = cgroups.make(settings.slots)
     walls = Walls(dict.fromkeys(settings.without, "left out by option"))
+    wanted = [controller for controller in cgroups.CONTROLLERS if f"{controller}_cgroup" in walls]
+    groups = cgroups.make(settings.slots, wanted)
     for controller, why in groups.missing.items():
         walls.missing[f"{controller}_cgroup"] = why
     if ids.first is None:

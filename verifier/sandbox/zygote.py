@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 
 from verifier.sandbox import inmate
 from verifier.sandbox.enclosure import Enclosure, read_text, ready_to_fork
+from verifier.sandbox.memory import exceeds
 from verifier.sandbox.program import Limits
-from verifier.sandbox.walls import WallError
+from verifier.sandbox.walls import WallError, said
 
 MOST_REQUEST_BYTES = 4096
 MOST_DESCRIPTORS = 8
@@ -31,7 +32,7 @@ _TICK_SECONDS = 0.05  # between two looks at the CPU time of what runs
 _TELL_SECONDS = 0.5  # between two messages about how runs ended
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     limits: Limits
     kind: str
@@ -40,7 +41,7 @@ class _Request:
     descriptors: list[int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     request: _Request
     slot: int
@@ -49,6 +50,7 @@ class _Run:
     started: float
     reason: str = ""  # why the zygote ended it
     waited: float = 0.0
+    looked: float = 0.0  # at its memory
 
 
 def main(enclosure: Enclosure, control: int, most: Limits) -> None:
@@ -81,16 +83,16 @@ class Zygote:
         self._free = list(range(len(self.enclosure.groups)))
         self._poll.register(self.owner.fileno(), select.EPOLLIN)
         while True:
-            for descriptor, _ in self._poll.poll(_TICK_SECONDS if self._runs else _TELL_SECONDS):
-                if descriptor == self.owner.fileno():
-                    if not self._obey():
-                        return
-                elif descriptor in self._links:
-                    self._take(self._links[descriptor])
-                elif descriptor in self._sockets:
-                    self._abandon(descriptor)
-                elif descriptor in self._runs:
-                    self._bury(self._runs[descriptor])
+            ready = {descriptor for descriptor, _ in self._poll.poll(_TICK_SECONDS if self._runs else _TELL_SECONDS)}
+            # What closes descriptors comes before what opens them: a number given out anew has nothing ready yet.
+            for descriptor in ready & self._runs.keys():
+                self._bury(self._runs[descriptor])
+            for descriptor in ready & self._sockets.keys():
+                self._abandon(descriptor)
+            for descriptor in ready & self._links.keys():
+                self._take(self._links[descriptor])
+            if self.owner.fileno() in ready and not self._obey():
+                return
             self._look()
             self._start_waiting()
             self._tell()
@@ -136,13 +138,14 @@ class Zygote:
 
     def _abandon(self, descriptor: int) -> None:
         """Whoever wanted this run wants it to end, or is gone."""
-        held = self._sockets.pop(descriptor)
-        self._poll.unregister(descriptor)
+        held = self._sockets[descriptor]
         if isinstance(held, _Run):
+            del self._sockets[descriptor]
+            self._poll.unregister(descriptor)
             self._kill(held, "aborted")
         else:
             self._waiting.remove(held)
-            _close(held)
+            self._forget(held)
 
     # ------------------------------------------------------------ runs
 
@@ -151,7 +154,13 @@ class Zygote:
             request, slot = self._waiting.popleft(), self._free.pop()
             self.enclosure.groups[slot].limit(request.limits)
             started = time.monotonic()
-            pid, pidfd = self.enclosure.fork()
+            try:
+                pid, pidfd = self.enclosure.fork()
+            except OSError as error:  # the host has no more processes to give
+                _say(request.socket, ["failed", said(error)])
+                self._forget(request)
+                self._free.append(slot)
+                continue
             if pid == 0:
                 self._be_inmate(request, slot)
             for descriptor in request.descriptors:
@@ -190,6 +199,15 @@ class Zygote:
                 self._kill(run, "wall")
             elif moment - run.started >= limits.cpu_seconds / 2 and _cpu_seconds(run.pid) >= limits.cpu_seconds:
                 self._kill(run, "cpu")
+            elif self._watch_memory and moment - run.looked >= _TICK_SECONDS:
+                run.looked = moment
+                if exceeds(self.enclosure.proc, self.enclosure.host_pid(run.pidfd), limits.memory_bytes):
+                    self._kill(run, "memory")
+
+    @property
+    def _watch_memory(self) -> bool:
+        """Where no control group does it."""
+        return "memory_cgroup" not in self.enclosure.walls
 
     def _kill(self, run: _Run, reason: str) -> None:
         run.reason = run.reason or reason
@@ -219,11 +237,16 @@ class Zygote:
             "wall_seconds": wall,
             "waited_seconds": run.waited,
         }
-        connection = run.request.socket
-        if self._sockets.pop(connection.fileno(), None) is not None:
-            self._poll.unregister(connection.fileno())
-        _say(connection, ["ended", facts])
-        _close(run.request)
+        _say(run.request.socket, ["ended", facts])
+        self._forget(run.request)
+
+    def _forget(self, request: _Request) -> None:
+        """Let go of what a request brought along."""
+        if self._sockets.pop(request.socket.fileno(), None) is not None:
+            self._poll.unregister(request.socket.fileno())
+        request.socket.close()
+        for descriptor in request.descriptors:
+            os.close(descriptor)
 
     def _waited_seconds(self, run: _Run) -> float:
         """How long a run was ready and had no CPU (`/proc/<pid>/schedstat`); 0 where the kernel does not count that."""
@@ -256,9 +279,3 @@ def _say(connection: socket.socket, message: list[Any]) -> None:
         connection.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
     except OSError:
         return
-
-
-def _close(request: _Request) -> None:
-    request.socket.close()
-    for descriptor in request.descriptors:
-        os.close(descriptor)
