@@ -191,7 +191,7 @@ FUNCTIONS = {
     "is no Python": "def add(a, b) return a + b",
     "takes too many arguments": "def add(a, b, c): return a + b",
     "prints and returns nothing": "def add(a, b): print(a + b)",
-    "imports the checker": "import verifier.sandbox.tests as t\nt._result = lambda *a: ''\ndef add(a, b): return -1",
+    "imports the checker": "import verifier.sandbox.trial as t\nt._result = lambda *a: ''\ndef add(a, b): return -1",
     "keeps an answer from one call to the next": "last = 0\ndef add(a, b):\n    global last\n    last += 1\n    return last",
 }
 

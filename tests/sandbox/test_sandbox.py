@@ -1,5 +1,6 @@
 """What a run says of itself, and that nothing is left of it."""
 
+import fcntl
 import os
 import select
 import signal
@@ -115,6 +116,14 @@ def test_an_outcome_tells_times_and_signals(sandboxed: Box) -> None:
     assert (crashed.ended, crashed.signal) == ("signal", signal.SIGSEGV)
 
 
+def test_a_program_that_starves_itself_is_to_blame(sandboxed: Box) -> None:
+    """Many processes of its own keep the first one from the CPU: their time counts, and is no fault of the host's."""
+    source = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        while True: pass\ntime.sleep(60)"
+    outcome = sandboxed.run(source, limits=Limits(cpu_seconds=0.4, wall_seconds=20.0))
+    assert (outcome.ended, outcome.starved) == ("cpu", False)
+    assert outcome.cpu_seconds >= 0.4
+
+
 def test_output_is_cut_at_its_bound_and_told_apart(sandboxed: Box) -> None:
     within = sandboxed.run("print('x' * 999)", limits=Limits(output_bytes=1001))
     assert (within.ended, len(within.stdout)) == ("exit", 1000)
@@ -210,6 +219,21 @@ def test_a_killed_zygote_costs_its_runs_and_another_takes_over() -> None:
         assert sandbox.run(Program(source="print(2)")).stdout == b"2\n"
 
 
+def test_a_killed_keeper_takes_all_along_and_another_cleans_up() -> None:
+    with Sandbox() as sandbox:
+        sandbox.walls  # noqa: B018 it stands
+        keeper = sandbox._kept.pid
+        (zygote,) = children(keeper)
+        os.kill(keeper, signal.SIGKILL)
+        limit = Deadline(5.0)
+        while Path(f"/proc/{zygote}").exists():
+            assert not limit.passed, "the zygote lives on"
+            time.sleep(0.02)
+        sandbox.turn()
+        assert sandbox.run(Program(source="print(2)")).stdout == b"2\n"
+    assert left_groups() == []
+
+
 def test_nothing_outlives_an_owner_that_is_killed() -> None:
     program = (
         "import time; from verifier.sandbox.sandbox import Sandbox; from verifier.sandbox.program import Program\n"
@@ -229,17 +253,34 @@ def test_nothing_outlives_an_owner_that_is_killed() -> None:
         time.sleep(0.02)
 
 
+def left_groups() -> list[Path]:
+    """Control groups whose keeper is gone; those of other tests' sandboxes are locked."""
+    left = []
+    for path in Path("/sys/fs/cgroup").rglob(PREFIX + "*"):
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue  # gone meanwhile, or a file
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.append(path)
+        except OSError:
+            continue
+        finally:
+            os.close(lock)
+    return [path for path in left if path.exists()]
+
+
 def test_nothing_is_left_of_a_sandbox() -> None:
     """No process, descriptor, mount, control group or file, after all kinds of ends."""
 
     def found() -> dict[str, object]:
-        groups = [path for path in Path("/sys/fs/cgroup").rglob(PREFIX + "*") if path.is_dir()]
         return {
             "descriptors": sorted(os.listdir("/proc/self/fd")),
             "mounts": Path("/proc/self/mountinfo").read_text(),
             "children": children(os.getpid()),
             "folders": sorted(path.name for path in Path("/tmp").glob("offbeat*")),
-            "groups": len(groups),
+            "groups": left_groups(),
         }
 
     with Sandbox(slots=1):

@@ -144,12 +144,29 @@ def _folder(parent: Path, name: str, groups: Groups) -> Path:
     for left in parent.glob(PREFIX + "*"):
         _sweep(left)
     folder = parent / name
-    folder.mkdir()
+    lock = _locked(folder)
+    while lock is None:  # another keeper took it for one that was left, in the moment before it was locked
+        lock = _locked(folder)
     groups._folders.append(folder)
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(lock, fcntl.LOCK_EX)
     groups._locks.append(lock)
     return folder
+
+
+def _locked(folder: Path) -> int | None:
+    """Make `folder` and lock it; None if it is gone again by then."""
+    folder.mkdir(exist_ok=True)
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        if folder.stat().st_ino == os.fstat(lock).st_ino:
+            return lock
+    except FileNotFoundError:
+        pass
+    os.close(lock)
+    return None
 
 
 def _equip(folder: Path, place: Place, slots: list[Group]) -> None:

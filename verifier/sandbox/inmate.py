@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import IO, Any, NoReturn
 
-from verifier.sandbox import functions, script, tests
+from verifier.sandbox import functions, script, trial
 
 _CLEAR_OF_ALL = 100  # descriptors below are given out anew
 _WARM = ("bisect", "collections", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math", "operator")
@@ -56,7 +56,7 @@ def become(program: dict[str, Any]) -> NoReturn:
         case "functions":
             functions.serve(program["source"])
         case "tests":
-            tests.run(program["source"], program["parameters"])
+            trial.run(program["source"], program["parameters"])
         case _:
             script.run(program["source"])
 

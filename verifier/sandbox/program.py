@@ -15,8 +15,8 @@ ENDED: tuple[Ended, ...] = ("exit", "signal", "cpu", "wall", "memory", "output",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one run may use. `memory_bytes` bounds each process's address space and, where there is a memory cgroup,
-    all of them together with the files that they wrote."""
+    """What all processes of one run may use together. Of memory, with the files that they wrote; each process's address
+    space has the same bound."""
 
     cpu_seconds: float = 5.0
     wall_seconds: float = 10.0
@@ -91,7 +91,7 @@ class Outcome:
     stderr: bytes = b""
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
-    waited_seconds: float = 0.0  # ready to run but without a CPU; known of runs that ended at `wall`
+    waited_seconds: float = 0.0  # ready but without a CPU, of runs that ended at `wall` with CPU time to spare
 
     @property
     def ok(self) -> bool:

@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from verifier.sandbox import inmate
-from verifier.sandbox.enclosure import Enclosure, read_text, ready_to_fork
-from verifier.sandbox.memory import exceeds
+from verifier.sandbox.enclosure import Enclosure, ready_to_fork
+from verifier.sandbox.family import cpu_seconds, exceeds, members, waited_seconds
 from verifier.sandbox.program import Limits
 from verifier.sandbox.walls import WallError, said
 
 MOST_REQUEST_BYTES = 4096
 MOST_DESCRIPTORS = 8
 _TICK_SECONDS = 0.05  # between two looks at the CPU time of what runs
+_FAMILY_SECONDS = 0.05  # between two looks at all processes of a run together, and before the first
 _TELL_SECONDS = 0.5  # between two messages about how runs ended
 
 
@@ -50,7 +51,8 @@ class _Run:
     started: float
     reason: str = ""  # why the zygote ended it
     waited: float = 0.0
-    looked: float = 0.0  # at its memory
+    looked: float = 0.0  # when its processes were last counted together
+    cpu: float = 0.0  # that they had used then
 
 
 def main(enclosure: Enclosure, control: int, most: Limits) -> None:
@@ -194,20 +196,26 @@ class Zygote:
             if run.reason:
                 continue
             limits = run.request.limits
-            if moment - run.started >= limits.wall_seconds:
-                run.waited = self._waited_seconds(run)
+            age = moment - run.started
+            if age >= limits.wall_seconds:
+                run.waited = waited_seconds(self.enclosure.proc, self.enclosure.host_pid(run.pidfd))
+                self._count(run)
                 self._kill(run, "wall")
-            elif moment - run.started >= limits.cpu_seconds / 2 and _cpu_seconds(run.pid) >= limits.cpu_seconds:
+            elif age >= limits.cpu_seconds / 2 and _cpu_seconds(run.pid) >= limits.cpu_seconds:
                 self._kill(run, "cpu")
-            elif self._watch_memory and moment - run.looked >= _TICK_SECONDS:
+            elif moment - run.looked >= _FAMILY_SECONDS and age >= _FAMILY_SECONDS:
                 run.looked = moment
-                if exceeds(self.enclosure.proc, self.enclosure.host_pid(run.pidfd), limits.memory_bytes):
-                    self._kill(run, "memory")
+                self._count(run)
 
-    @property
-    def _watch_memory(self) -> bool:
-        """Where no control group does it."""
-        return "memory_cgroup" not in self.enclosure.walls
+    def _count(self, run: _Run) -> None:
+        """End a run whose processes together have used up what it may have."""
+        family = members(self.enclosure.proc, self.enclosure.host_pid(run.pidfd))
+        limits = run.request.limits
+        run.cpu = cpu_seconds(self.enclosure.proc, family)
+        if run.cpu >= limits.cpu_seconds:
+            self._kill(run, "cpu")
+        elif "memory_cgroup" not in self.enclosure.walls and exceeds(self.enclosure.proc, family, limits.memory_bytes):
+            self._kill(run, "memory")
 
     def _kill(self, run: _Run, reason: str) -> None:
         run.reason = run.reason or reason
@@ -222,7 +230,7 @@ class Zygote:
         os.close(run.pidfd)
         self._free.append(run.slot)
         code = os.waitstatus_to_exitcode(status)
-        cpu = usage.ru_utime + usage.ru_stime
+        cpu = max(run.cpu, usage.ru_utime + usage.ru_stime)
         ended = run.reason or ("exit" if code >= 0 else "signal")
         if self.enclosure.groups[run.slot].killed() and ended in ("exit", "signal"):
             ended = "memory"
@@ -247,14 +255,6 @@ class Zygote:
         request.socket.close()
         for descriptor in request.descriptors:
             os.close(descriptor)
-
-    def _waited_seconds(self, run: _Run) -> float:
-        """How long a run was ready and had no CPU (`/proc/<pid>/schedstat`); 0 where the kernel does not count that."""
-        try:
-            pid = self.enclosure.host_pid(run.pidfd)
-            return int(read_text(self.enclosure.proc, f"{pid}/schedstat").split()[1]) / 1e9
-        except (OSError, ValueError, IndexError, StopIteration):
-            return 0.0
 
     def _tell(self) -> None:
         """How many runs ended in which way since the last time."""
