@@ -23,6 +23,7 @@ from actors.link import Link
 from actors.loop import Actor
 from actors.requests import EngineFailure
 from actors.weights import WeightReceiver
+from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
 from protocol.sockets import CLOSE_LINGER_MS
@@ -42,6 +43,7 @@ def main(tree: DictConfig) -> None:
         signal.signal(number, _leave_at_once)
     try:
         check(config)
+        security.lock(config.security, config.broker, "actor")
         prepare(config.engine)
         server, _ = start_http_server(config.metrics_port, addr="127.0.0.1")
         link = Link(config.broker, _hello(config, server.server_port), welcome_seconds=config.actor.welcome_seconds)

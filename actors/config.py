@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from protocol.options import option
+from protocol.security import SecurityConfig, check_security
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_ON_UPDATE = ("recompute", "keep")
@@ -47,10 +48,12 @@ class ActorRoot:
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     actor: ActorConfig = field(default_factory=ActorConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def check(config: ActorRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    check_security(config.security)
     actor, engine = config.actor, config.engine
     if actor.kv_on_update not in KV_ON_UPDATE:
         raise ValueError(f"actor.kv_on_update={actor.kv_on_update}: must be one of {', '.join(KV_ON_UPDATE)}")

@@ -158,7 +158,7 @@ class WeightReceiver:
         if manifest.endpoint != self._endpoint:
             self.close()
             try:
-                self._server, self._endpoint = Dealer(manifest.endpoint), manifest.endpoint
+                self._server, self._endpoint = Dealer(manifest.endpoint, listener="learner"), manifest.endpoint
             except ValueError as error:
                 raise WeightsUnavailable(f"version {manifest.version}: {error}") from error
         sizes = [shard.nbytes for shard in manifest.shards]

@@ -27,6 +27,7 @@ from learner.policy import model
 from learner.policy.model import Policy
 from learner.policy.reference import load_reference
 from learner.record import Record, open_record, resume_record, versions
+from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 
@@ -43,6 +44,7 @@ def main(tree: DictConfig) -> None:
     assert isinstance(config, LearnerRoot)
     try:
         check(config)
+        security.lock(config.security, config.broker, "learner")
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
         ranks = distributed.start(

@@ -8,6 +8,7 @@ from learner.checkpoint.config import CheckpointConfig, check_checkpoint
 from learner.loss.config import LossConfig, check_loss
 from learner.policy.config import ModelConfig, check_model
 from protocol.options import option
+from protocol.security import SecurityConfig, check_security
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,10 +67,12 @@ class LearnerRoot:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def check(config: LearnerRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    check_security(config.security)
     learner = config.learner
     for key, value, allowed in (
         ("learner.device", learner.device, ("auto", "cpu", "cuda")),

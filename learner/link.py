@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from learner.weights import Snapshot, WeightStore, seal
+from protocol.clock import Deadline
 from protocol.errors import PeerSilent, ProtocolError
 from protocol.line import Line
 from protocol.messages import (
@@ -43,6 +44,7 @@ from protocol.sockets import Rejected, Router
 log = logging.getLogger("learner")
 
 WELCOME_SECONDS = 60.0  # a broker that has not answered by then is not there
+REQUEST_BYTES = 2**16  # largest frame that an actor may send to the weight server
 STUCK_SECONDS = 600.0  # a training thread that has not heard by then why the run cannot go on hears nothing any more
 
 FromTrainer: TypeAlias = Snapshot | Resume | BatchRequest | Consumed | Checkpointed | Goodbye
@@ -68,10 +70,12 @@ class Link:
         self._waiting_for = ""
         self._gauges: dict[str, float] = {}
         self._over = False
+        self._farewell: Goodbye | None = None  # that the run has ended well, until the broker says so too
+        self._farewell_by = Deadline(0.0)
         self._heard = threading.Event()  # the training thread knows that the line is down
         self._line = Line(broker, hello, welcome_seconds=WELCOME_SECONDS, standing=self._standing)
         self.welcome = self._line.welcome
-        self._weights = Router(f"tcp://{own_address(broker)}:*")
+        self._weights = Router(f"tcp://{own_address(broker)}:*", roles=("actor",), largest=REQUEST_BYTES)
         self._alarm, self._bell = _wake_pair()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -151,7 +155,7 @@ class Link:
         self._gauges = gauges
 
     def goodbye(self, reason: str, *, finished: bool) -> None:
-        """Leave the run; with `finished` the run is over for all."""
+        """Leave the run; with `finished` the run is over for all, which a broker that is away will hear as well."""
         self._hand_over(Goodbye(reason=reason, finished=finished))
 
     def _hand_over(self, item: FromTrainer) -> None:
@@ -174,7 +178,7 @@ class Link:
         poller = zmq.Poller()
         for source in (self._line.dealer.socket, self._weights.socket, self._bell):
             poller.register(source, zmq.POLLIN)
-        while not self._over:
+        while not self._over and not (self._farewell and self._farewell_by.passed):
             poller.poll(round(self.welcome.heartbeat_seconds * 500))
             self._drain_trainer()
             self._drain_broker()
@@ -186,7 +190,7 @@ class Link:
 
     def _standing(self) -> list[Message]:
         """What a broker that came back must hear again, acknowledged or not."""
-        return [each for each in (self._manifest, self._wanted) if each is not None]
+        return [each for each in (self._manifest, self._wanted, self._farewell) if each is not None]
 
     def _drain_trainer(self) -> None:
         while self._bell.poll(0):
@@ -203,7 +207,16 @@ class Link:
             else:
                 self._wanted = item if isinstance(item, BatchRequest) else None
                 self._line.say(item)
-                self._over = self._over or isinstance(item, Goodbye)
+                if isinstance(item, Goodbye):
+                    self._take_leave(item)
+
+    def _take_leave(self, goodbye: Goodbye) -> None:
+        """Early ends are said and forgotten; for the end of the run the broker has its time to come back and agree."""
+        if not goodbye.finished:
+            self._over = True
+            return
+        self._farewell = goodbye
+        self._farewell_by = Deadline(self.welcome.return_seconds)
 
     def _drain_broker(self) -> None:
         while (message := self._line.receive()) is not None:

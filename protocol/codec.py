@@ -9,7 +9,7 @@ raises `MalformedMessage` with the path of the field, e.g. `rollout.token_ids: â
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -56,8 +56,7 @@ def decode(frames: Sequence[Frame]) -> Message:
     if extra := set(header) - {"offbeat", "kind", "body"}:
         raise MalformedMessage("header", f"has unknown keys {_shown(sorted(map(str, extra)))}")
     reader = _Reader(frames[1:])
-    check: Checker = _checker(cast("Any", KINDS[kind]))
-    message: Message = check(header.get("body"), "", reader)
+    message: Message = _checked(KINDS[kind], header.get("body"), reader)
     if reader.unread:
         raise MalformedMessage("frames", f"{len(reader.unread)} of {len(frames) - 1} array frames belong to no field")
     return message
@@ -76,8 +75,15 @@ def unpack(kind: type[Value], data: bytes) -> Value:
         body, arrays = msgpack.unpackb(data, raw=False, strict_map_key=True, ext_hook=_no_extension)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise MalformedMessage("body", f"is not a packed {kind.__name__}: {error or type(error).__name__}") from None
+    return _checked(kind, body, _Reader(arrays))
+
+
+def _checked(kind: type[Value], body: Any, reader: "_Reader") -> Value:
     check: Checker = _checker(cast("Any", kind))
-    value: Value = check(body, "", _Reader(arrays))
+    try:
+        value: Value = check(body, reader)
+    except MalformedMessage as error:
+        raise MalformedMessage(error.field or "body", error.problem) from None
     return value
 
 
@@ -99,23 +105,76 @@ def _no_extension(code: int, data: bytes) -> None:
 
 # ---------------------------------------------------------------- encoding
 
+Writer: TypeAlias = Callable[[Any, list[Frame]], Any]
+
 
 def _plain(value: Any, arrays: list[Frame]) -> Any:
-    """`value` in msgpack's own types, its arrays moved to `arrays`."""
-    if isinstance(value, np.ndarray):
-        array = np.ascontiguousarray(value)
-        arrays.append(array.data.cast("B") if array.size else b"")
-        return [len(arrays) - 1, array.dtype.name, list(array.shape)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name), arrays) for name in _field_names(value.__class__)}
-    if isinstance(value, tuple):
-        return [_plain(item, arrays) for item in value]
-    return value
+    """The dataclass `value` in msgpack's own types, its arrays moved to `arrays`."""
+    write: Writer = _dataclass_writer(value.__class__)
+    return write(value, arrays)
 
 
 @cache
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+def _dataclass_writer(kind: Any) -> Writer:
+    hints = _hints(kind)
+    writers = {name: writer for name, hint in hints.items() if (writer := _writer(hint))}
+
+    def write(value: Any, arrays: list[Frame]) -> dict[str, Any]:
+        body = {name: getattr(value, name) for name in hints}
+        for name, writer in writers.items():
+            body[name] = writer(body[name], arrays)
+        return body
+
+    return write
+
+
+def _writer(hint: Any) -> Writer | None:
+    """The function that turns a value of type `hint` into msgpack's own types; None where it is of these already."""
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_writer(cast("Any", hint))
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _write_array if isinstance(arguments[1], Array) else _writer(arguments[0])
+    if origin is tuple and (inner := _writer(arguments[0])):
+        return _sequence_writer(inner)
+    if origin in (Union, types.UnionType) and (inner := _writer(_optional(arguments))):
+        return _optional_writer(inner)
+    return None
+
+
+def _write_array(value: AnyArray, arrays: list[Frame]) -> list[Any]:
+    array = np.ascontiguousarray(value)
+    arrays.append(array.data.cast("B") if array.size else b"")
+    return [len(arrays) - 1, _dtype_name(array.dtype), array.shape]
+
+
+@cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
+
+
+def _sequence_writer(inner: Writer) -> Writer:
+    return lambda value, arrays: [inner(item, arrays) for item in value]
+
+
+def _optional_writer(inner: Writer) -> Writer:
+    return lambda value, arrays: None if value is None else inner(value, arrays)
+
+
+# ---------------------------------------------------------------- both
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass and their types, with their marks."""
+    hints = get_type_hints(kind, vars(messages), include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _optional(arguments: tuple[Any, ...]) -> Any:
+    """The type that may be None."""
+    (inner,) = (argument for argument in arguments if argument is not types.NoneType)
+    return inner
 
 
 # ---------------------------------------------------------------- decoding
@@ -128,19 +187,23 @@ class _Reader:
         self.frames = frames
         self.unread = set(range(len(frames)))
 
-    def take(self, index: int, path: str) -> Frame:
+    def take(self, index: int) -> Frame:
         if index not in self.unread:
-            raise MalformedMessage(path, f"array frame {index} of {len(self.frames)} is missing or used twice")
+            raise MalformedMessage("", f"array frame {index} of {len(self.frames)} is missing or used twice")
         self.unread.remove(index)
         return self.frames[index]
 
 
-Checker: TypeAlias = Callable[[Any, str, _Reader], Any]
+Checker: TypeAlias = Callable[[Any, _Reader], Any]
 
 
 @cache
 def _checker(hint: Any) -> Checker:
-    """The function that turns a decoded value into one of type `hint`, or raises `MalformedMessage`."""
+    """The function that turns a decoded value into one of type `hint`, or raises `MalformedMessage`.
+
+    The error names the culprit from the value on; who looks into a value puts the name of the part before it (`_join`),
+    so that paths are made only for what is wrong.
+    """
     if hint in _SCALARS:
         return _SCALARS[hint]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -154,59 +217,64 @@ def _checker(hint: Any) -> Checker:
         return _sequence_checker(arguments[0])
     if origin is dict and arguments[0] is str:
         return _mapping_checker(arguments[1])
-    if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _optional_checker(inner)
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and types.NoneType in arguments:
+        return _optional_checker(_optional(arguments))
     raise TypeError(f"no message field may have the type {hint}")
 
 
-def _integer(value: Any, path: str, reader: _Reader) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise MalformedMessage(path, f"must be an integer, got {_shown(value)}")
+def _integer(value: Any, reader: _Reader) -> int:
+    if type(value) is not int:  # a bool is none
+        raise MalformedMessage("", f"must be an integer, got {_shown(value)}")
     return value
 
 
-def _number(value: Any, path: str, reader: _Reader) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise MalformedMessage(path, f"must be a number, got {_shown(value)}")
+def _number(value: Any, reader: _Reader) -> float:
+    if type(value) not in (float, int):
+        raise MalformedMessage("", f"must be a number, got {_shown(value)}")
     if not math.isfinite(value):
-        raise MalformedMessage(path, f"must be finite, got {value}")
+        raise MalformedMessage("", f"must be finite, got {value}")
     return float(value)
 
 
-def _text(value: Any, path: str, reader: _Reader) -> str:
+def _text(value: Any, reader: _Reader) -> str:
     if not isinstance(value, str):
-        raise MalformedMessage(path, f"must be a text, got {_shown(value)}")
+        raise MalformedMessage("", f"must be a text, got {_shown(value)}")
     return value
 
 
-def _truth(value: Any, path: str, reader: _Reader) -> bool:
+def _truth(value: Any, reader: _Reader) -> bool:
     if not isinstance(value, bool):
-        raise MalformedMessage(path, f"must be true or false, got {_shown(value)}")
+        raise MalformedMessage("", f"must be true or false, got {_shown(value)}")
     return value
 
 
 _SCALARS: dict[Any, Checker] = {int: _integer, float: _number, str: _text, bool: _truth}
 
 
-def _dataclass_checker(kind: type[Any]) -> Checker:
-    hints = get_type_hints(kind, vars(messages), include_extras=True)
-    checkers = {field.name: _checker(hints[field.name]) for field in dataclasses.fields(kind)}
+def _dataclass_checker(kind: Any) -> Checker:
+    checkers = {name: _checker(hint) for name, hint in _hints(kind).items()}
 
-    def check(value: Any, path: str, reader: _Reader) -> Any:
+    def check(value: Any, reader: _Reader) -> Any:
         if not isinstance(value, dict):
-            raise MalformedMessage(path or "body", f"must be a map, got {_shown(value)}")
-        if missing := checkers.keys() - value.keys():
-            raise MalformedMessage(_join(path, min(missing)), "is missing")
-        if extra := value.keys() - checkers.keys():
-            raise MalformedMessage(_join(path, min(extra)), "is not a field of this message")
-        taken = {name: checker(value[name], _join(path, name), reader) for name, checker in checkers.items()}
+            raise MalformedMessage("", f"must be a map, got {_shown(value)}")
+        if value.keys() != checkers.keys():
+            raise _misfit(value.keys(), checkers.keys())
+        taken, name = {}, ""
         try:
-            return kind(**taken)
+            for name, checker in checkers.items():
+                taken[name] = checker(value[name], reader)
         except MalformedMessage as error:
-            raise MalformedMessage(_join(path, error.field), error.problem) from None
+            raise MalformedMessage(_join(name, error.field), error.problem) from None
+        return kind(**taken)
 
     return check
+
+
+def _misfit(found: Collection[Any], wanted: Collection[str]) -> MalformedMessage:
+    if missing := [name for name in wanted if name not in found]:
+        return MalformedMessage(min(missing), "is missing")
+    extra = [_shown_key(key) for key in found if key not in wanted]
+    return MalformedMessage(min(extra), "is not a field of this message")
 
 
 def _marked_checker(hint: Any, mark: Any) -> Checker:
@@ -216,20 +284,22 @@ def _marked_checker(hint: Any, mark: Any) -> Checker:
         return _json_checker(mark)
     inner = _checker(hint)
     if isinstance(mark, Range):
+        low, high = mark.low, mark.high
 
-        def check_range(value: Any, path: str, reader: _Reader) -> Any:
-            number = inner(value, path, reader)
-            if not mark.low <= number <= mark.high:
-                raise MalformedMessage(path, f"must lie in {mark.low}..{mark.high}, got {number}")
+        def check_range(value: Any, reader: _Reader) -> Any:
+            number = inner(value, reader)
+            if not low <= number <= high:
+                raise MalformedMessage("", f"must lie in {low}..{high}, got {number}")
             return number
 
         return check_range
     if isinstance(mark, MaxLength):
+        most = mark.characters
 
-        def check_length(value: Any, path: str, reader: _Reader) -> Any:
-            text = inner(value, path, reader)
-            if len(text) > mark.characters:
-                raise MalformedMessage(path, f"{len(text)} characters, at most {mark.characters} are taken")
+        def check_length(value: Any, reader: _Reader) -> Any:
+            text = inner(value, reader)
+            if len(text) > most:
+                raise MalformedMessage("", f"{len(text)} characters, at most {most} are taken")
             return text
 
         return check_length
@@ -237,9 +307,9 @@ def _marked_checker(hint: Any, mark: Any) -> Checker:
 
 
 def _literal_checker(allowed: tuple[Any, ...]) -> Checker:
-    def check(value: Any, path: str, reader: _Reader) -> Any:
+    def check(value: Any, reader: _Reader) -> Any:
         if not isinstance(value, str) or value not in allowed:
-            raise MalformedMessage(path, f"must be one of {', '.join(allowed)}, got {_shown(value)}")
+            raise MalformedMessage("", f"must be one of {', '.join(allowed)}, got {_shown(value)}")
         return value
 
     return check
@@ -248,10 +318,16 @@ def _literal_checker(allowed: tuple[Any, ...]) -> Checker:
 def _sequence_checker(hint: Any) -> Checker:
     inner = _checker(hint)
 
-    def check(value: Any, path: str, reader: _Reader) -> Any:
+    def check(value: Any, reader: _Reader) -> Any:
         if not isinstance(value, list):
-            raise MalformedMessage(path, f"must be a list, got {_shown(value)}")
-        return tuple(inner(item, f"{path}[{index}]", reader) for index, item in enumerate(value))
+            raise MalformedMessage("", f"must be a list, got {_shown(value)}")
+        taken: list[Any] = []
+        try:
+            for item in value:
+                taken.append(inner(item, reader))
+        except MalformedMessage as error:
+            raise MalformedMessage(_join(f"[{len(taken)}]", error.field), error.problem) from None
+        return tuple(taken)
 
     return check
 
@@ -259,12 +335,18 @@ def _sequence_checker(hint: Any) -> Checker:
 def _mapping_checker(hint: Any) -> Checker:
     inner = _checker(hint)
 
-    def check(value: Any, path: str, reader: _Reader) -> Any:
+    def check(value: Any, reader: _Reader) -> Any:
         if not isinstance(value, dict):
-            raise MalformedMessage(path, f"must be a map, got {_shown(value)}")
-        return {
-            _text(key, f"{path} key", reader): inner(item, _join(path, str(key)), reader) for key, item in value.items()
-        }
+            raise MalformedMessage("", f"must be a map, got {_shown(value)}")
+        taken = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise MalformedMessage("", f"has the key {_shown(key)}, keys must be texts")
+            try:
+                taken[key] = inner(item, reader)
+            except MalformedMessage as error:
+                raise MalformedMessage(_join(_shown_key(key), error.field), error.problem) from None
+        return taken
 
     return check
 
@@ -272,62 +354,68 @@ def _mapping_checker(hint: Any) -> Checker:
 def _optional_checker(hint: Any) -> Checker:
     inner = _checker(hint)
 
-    def check(value: Any, path: str, reader: _Reader) -> Any:
-        return None if value is None else inner(value, path, reader)
+    def check(value: Any, reader: _Reader) -> Any:
+        return None if value is None else inner(value, reader)
 
     return check
 
 
 def _json_checker(mark: Json) -> Checker:
-    def walk(value: Any, path: str, depth: int) -> None:
+    def walk(value: Any, depth: int) -> None:
         if depth > mark.max_depth:
-            raise MalformedMessage(path, f"is nested deeper than {mark.max_depth}")
-        if isinstance(value, dict):
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise MalformedMessage(path, f"has the key {_shown(key)}, keys must be texts")
-                walk(item, _join(path, key), depth + 1)
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                walk(item, f"{path}[{index}]", depth + 1)
-        elif not isinstance(value, str | int | float | bool | None):
-            raise MalformedMessage(path, f"must be a JSON value, got {_shown(value)}")
+            raise MalformedMessage("", f"is nested deeper than {mark.max_depth}")
+        if isinstance(value, str | int | float | bool | None):
+            return
+        if not isinstance(value, dict | list):
+            raise MalformedMessage("", f"must be a JSON value, got {_shown(value)}")
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(name, str):
+                raise MalformedMessage("", f"has the key {_shown(name)}, keys must be texts")
+            try:
+                walk(item, depth + 1)
+            except MalformedMessage as error:
+                part = _shown_key(name) if isinstance(value, dict) else f"[{name}]"
+                raise MalformedMessage(_join(part, error.field), error.problem) from None
 
-    def check(value: Any, path: str, reader: _Reader) -> Any:
+    def check(value: Any, reader: _Reader) -> Any:
         if not isinstance(value, dict):
-            raise MalformedMessage(path, f"must be a map, got {_shown(value)}")
-        walk(value, path, 0)
+            raise MalformedMessage("", f"must be a map, got {_shown(value)}")
+        walk(value, 0)
         return value
 
     return check
 
 
 def _array_checker(mark: Array) -> Checker:
-    dtype = np.dtype(mark.dtype)
+    dtype, ndim = np.dtype(mark.dtype), mark.ndim
 
-    def check(value: Any, path: str, reader: _Reader) -> AnyArray:
+    def check(value: Any, reader: _Reader) -> AnyArray:
         if not isinstance(value, list) or len(value) != 3:
-            raise MalformedMessage(path, f"must be [frame, dtype, shape], got {_shown(value)}")
+            raise MalformedMessage("", f"must be [frame, dtype, shape], got {_shown(value)}")
         index, name, shape = value
         if name != mark.dtype:
-            raise MalformedMessage(path, f"must be {mark.dtype}, got {_shown(name)}")
-        if not isinstance(shape, list) or len(shape) != mark.ndim:
-            raise MalformedMessage(path, f"must have {mark.ndim} dimension(s), got shape {_shown(shape)}")
-        lengths = [_integer(length, f"{path} shape", reader) for length in shape]
-        if any(length < 0 for length in lengths):
-            raise MalformedMessage(path, f"has the negative shape {lengths}")
-        frame = reader.take(_integer(index, f"{path} frame", reader), path)
+            raise MalformedMessage("", f"must be {mark.dtype}, got {_shown(name)}")
+        if not isinstance(shape, list) or len(shape) != ndim:
+            raise MalformedMessage("", f"must have {ndim} dimension(s), got shape {_shown(shape)}")
+        if any(_integer(length, reader) < 0 for length in shape):
+            raise MalformedMessage("", f"has the negative shape {shape}")
+        frame = reader.take(_integer(index, reader))
         if len(frame) > MAX_FRAME_BYTES:
-            raise MalformedMessage(path, f"{len(frame)} bytes, at most {MAX_FRAME_BYTES} are taken")
-        if len(frame) != math.prod(lengths) * dtype.itemsize:
-            raise MalformedMessage(path, f"{len(frame)} bytes do not make {mark.dtype} of shape {lengths}")
-        return np.frombuffer(frame, dtype=dtype).reshape(lengths)
+            raise MalformedMessage("", f"{len(frame)} bytes, at most {MAX_FRAME_BYTES} are taken")
+        if len(frame) != math.prod(shape) * dtype.itemsize:
+            raise MalformedMessage("", f"{len(frame)} bytes do not make {mark.dtype} of shape {shape}")
+        return np.frombuffer(frame, dtype=dtype).reshape(shape)
 
     return check
 
 
 def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return f"{path}.{name}" if path and name and not name.startswith("[") else path + name
+
+
+def _shown_key(key: Any) -> str:
+    """The name of a part for an error's path, whatever a hostile peer sent."""
+    return key if isinstance(key, str) and len(key) <= 80 else _shown(key)
 
 
 def _shown(value: Any) -> str:

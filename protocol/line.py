@@ -63,6 +63,7 @@ class Line:
         self._silent = Deadline(self.welcome.silence_seconds)
         self._lost = Deadline(self.welcome.return_seconds)
         self._warned = False
+        self._taken: Deadline | None = None  # while another process has the name
         self._heartbeat = Ticker(self.welcome.heartbeat_seconds / 2)  # twice as often as asked: turns take time too
 
     # ------------------------------------------------------------ out
@@ -161,7 +162,7 @@ class Line:
         if message.run != self.welcome.run:
             raise Refused(f"the broker at {self.broker} came back with another run, {message.run.name}")
         if not self._joined:
-            self._joined = True
+            self._joined, self._taken = True, None
             self.returns += 1
             for kept in self._outbox:
                 self.dealer.send(kept)
@@ -178,7 +179,9 @@ class Line:
 
     @_take.register
     def _(self, message: Refusal) -> bool:
-        if message.fatal:
+        if not self._joined and self._taken is None:
+            self._taken = Deadline(TAKEN_SECONDS)
+        if message.fatal or (self._taken and self._taken.passed):
             raise Refused(f"the broker refused this {self._hello.role}: {message.field}: {message.problem}")
         log.warning("the broker refused a message: %s: %s", message.field, message.problem)
         return True
@@ -190,18 +193,25 @@ class Line:
         self.dealer.send(replace(self._hello, holds=self.holds()))
 
     def _join(self, seconds: float) -> Welcome:
-        """Say Hello until there is a Welcome. Raises `Refused`, or `PeerSilent` when nobody answers in `seconds`."""
+        """Say Hello until there is a Welcome: a broker may die with a Hello that it has read.
+
+        Raises `Refused`, or `PeerSilent` when nobody answers in `seconds`.
+        """
         role, silence, taken = self._hello.role, Deadline(seconds), Deadline(TAKEN_SECONDS)
-        self._greet()
-        while (answer := self.dealer.receive(silence.remaining)) is not None:
+        while not silence.passed:
+            self._greet()
+            answer = self.dealer.receive(min(RETRY_SECONDS, silence.remaining))
             if isinstance(answer, Welcome):
                 return answer
+            if answer is None:
+                continue
+            if isinstance(answer, Goodbye):
+                raise Refused(f"the run at {self.broker} is over: {answer.reason}")
             if not isinstance(answer, Refusal | WhoAreYou):
                 raise ProtocolError(f"{self.broker} answered Hello with {answer}: is it a broker?")
             if isinstance(answer, Refusal) and (answer.fatal or taken.passed):
                 raise Refused(f"the broker at {self.broker} refused this {role}: {answer.field}: {answer.problem}")
             self.dealer.readable(RETRY_SECONDS)
-            self._greet()
         raise PeerSilent(
             f"no broker answered at {self.broker} within {seconds:g} s: check the address, and that the broker runs"
         )

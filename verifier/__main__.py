@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
+from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
 from verifier import metrics
@@ -40,6 +41,7 @@ def main(tree: DictConfig) -> None:
         signal.signal(number, _leave_at_once)
     try:
         check(config)
+        security.lock(config.security, config.broker, "verifier")
         port = start_http_server(config.metrics_port, addr="127.0.0.1")[0].server_port
     except (ValueError, OSError) as error:
         sys.exit(f"verifier: {error}")

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from protocol.options import option
+from protocol.security import SecurityConfig, check_security
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,10 +47,12 @@ class VerifierRoot:
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def check(config: VerifierRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
+    check_security(config.security)
     verifier = config.verifier
     for name in ("workers", "backlog", "checks_per_worker"):
         if getattr(verifier, name) < 1:

@@ -60,6 +60,7 @@ class Launch:
         """Every stage in turn; nothing is left running, however it ends. Raises `RunFailed`."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note_signal)
+        layout.lock_doors(self.tree)
         layout.write_launch(self.tree)
         with Processes(self.directory / "logs", keep_logs=self.config.resume) as processes, self._logging():
             self.processes = processes

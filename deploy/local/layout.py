@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deploy.local import restarts
 from deploy.local.config import projection, run_directory
+from protocol.security import make, wanted
 
 JOURNAL = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.lock")  # if `journal.path` is empty
 WRITTEN = (  # all that a run leaves; nothing else in the directory is ever removed
@@ -22,6 +23,7 @@ WRITTEN = (  # all that a run leaves; nothing else in the directory is ever remo
     "restarts.jsonl",
     *JOURNAL,
     "config",
+    "keys",
     "logs",
     "plots",
     "checkpoint",
@@ -115,6 +117,17 @@ def write_config(tree: DictConfig, roles: Iterable[str], **replaced: str | int) 
     directory.mkdir(parents=True, exist_ok=True)
     for role in roles:
         (directory / f"run_{role}.yaml").write_text(role_config_text(tree, role, **replaced))
+
+
+def lock_doors(tree: DictConfig) -> None:
+    """Keys of the run's own, where sockets are to be locked and none are given."""
+    security = tree.security
+    if security.key_directory or not wanted(security.mode, tree.broker):
+        return
+    directory = run_directory(tree) / "keys"
+    if not directory.is_dir():
+        make(directory)
+    security.key_directory = str(directory)
 
 
 def write_launch(tree: DictConfig) -> None:

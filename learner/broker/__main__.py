@@ -1,5 +1,6 @@
 """`python -m learner.broker model=… task.name=… broker=tcp://127.0.0.1:5555`: the broker of one run."""
 
+import gc
 import json
 import logging
 import os
@@ -17,9 +18,12 @@ from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalFailed, journal_path
 from learner.broker.service import Broker
 from learner.broker.tasks import open_tasks
+from protocol import security
 from protocol.sockets import Router
 
 log = logging.getLogger("broker")
+
+MESSAGE_BYTES = 2**28  # largest frame that a peer may send: a rollout has kilobytes, a manifest some megabytes
 
 ConfigStore.instance().store(name="broker_schema", node=BrokerRoot)
 
@@ -32,9 +36,10 @@ def main(tree: DictConfig) -> None:
     assert isinstance(config, BrokerRoot)
     try:
         check(config)
+        security.lock(config.security, config.broker, "broker")
         tasks = open_tasks(config.task, config.run.seed)
         journal = open_journal(config)
-        router = Router(config.broker)
+        router = Router(config.broker, largest=MESSAGE_BYTES)
     except (ValueError, OSError, JournalFailed) as error:
         sys.exit(f"broker: {error}")
     host = urlsplit(router.address).hostname or "127.0.0.1"
@@ -47,6 +52,7 @@ def main(tree: DictConfig) -> None:
             number, lambda received, _: broker.end(f"broker got {signal.Signals(received).name}", finished=False)
         )
     log.info("listening on %s, status at %s/status", router.address, http.address)
+    _spare_the_collector()
     try:
         over = broker.run()
     except JournalFailed as error:
@@ -62,6 +68,16 @@ def main(tree: DictConfig) -> None:
 def open_journal(config: BrokerRoot) -> Journal:
     """The journal of this run. Raises `JournalFailed` when it is of another one."""
     return Journal(journal_path(config.journal.path, config.run.dir), identity(config), sync=config.journal.sync)
+
+
+def _spare_the_collector() -> None:
+    """Look for reference cycles when there are many more objects than before, and not for every few hundred.
+
+    Rollouts live long and form no cycles. To look through all of them, as Python does time and again, took a third of
+    a loaded broker's time, and up to half a second at once.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ class Changes:
     """Names of what a journal must write anew; the stream itself says what they are now, or that they are gone."""
 
     groups: set[int] = field(default_factory=set)
-    trained: dict[int, Group] = field(default_factory=dict)  # left the stream, and may not be written yet
+    trained: dict[int, Group] = field(default_factory=dict)  # in no checkpoint: they left the stream, maybe unwritten
     samples: set[tuple[int, int]] = field(default_factory=set)  # (group, sample): a rollout or a verdict arrived
     leases: set[int] = field(default_factory=set)
     dropped: dict[int, str] = field(default_factory=dict)  # group → reason
@@ -75,6 +75,7 @@ class Saved:
     batches: dict[int, tuple[int, ...]]  # policy version → the groups that it consumes
     fingerprints: dict[int, tuple[str, ...]]  # policy version → the weights that were published as it
     histories: dict[str, tuple[int, int, bool]]  # task → rollouts, passed, retired
+    dropped: dict[int, str]  # group → reason
 
     @property
     def ranges(self) -> list[GroupRange]:

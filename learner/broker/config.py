@@ -6,6 +6,7 @@ from omegaconf import MISSING
 
 from learner.config import RunConfig
 from protocol.options import option
+from protocol.security import SecurityConfig, check_security
 
 ZERO_VARIANCE = ("keep", "resample")
 SYNC = ("normal", "full")
@@ -72,6 +73,12 @@ class StreamConfig:
     heartbeat_seconds: float = option(1.0, "every role speaks at least this often")
     silence_seconds: float = option(30.0, "a peer silent for longer is taken for dead")
     return_seconds: float = option(300.0, "time for a learner or a broker that died to come back, before the run ends")
+    messages_per_second: float = option(
+        10000.0, "messages that a peer may send, ten seconds' worth at once; one that sends more is refused"
+    )
+    strangers_per_second: float = option(
+        1000.0, "messages of connections that did not say Hello that are answered, all of them together"
+    )
     consume_seconds: float = option(3600.0, "time the learner may take over a batch before it is taken for stuck")
 
 
@@ -98,6 +105,7 @@ class BrokerRoot:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def identity(config: BrokerRoot) -> dict[str, object]:
@@ -120,6 +128,7 @@ def check(config: BrokerRoot) -> None:
     _check_tasks(config.task)
     _check_stream(config.stream)
     _check_sampling(config.sampling)
+    check_security(config.security)
     if config.journal.sync not in SYNC:
         raise ValueError(f"journal.sync={config.journal.sync}: must be one of {', '.join(SYNC)}")
     if not config.journal.full_seconds >= 0:
@@ -150,6 +159,9 @@ def _check_stream(stream: StreamConfig) -> None:
     for name, allowed in (("zero_variance", ZERO_VARIANCE), ("straggler", STRAGGLER)):
         if getattr(stream, name) not in allowed:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be one of {', '.join(allowed)}")
+    for name in ("messages_per_second", "strangers_per_second"):
+        if not getattr(stream, name) >= 1:
+            raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
     if stream.max_staleness < 0:
         raise ValueError(f"stream.max_staleness={stream.max_staleness}: must be 0 (synchronous) or more")
     if stream.silence_seconds < 3 * stream.heartbeat_seconds:

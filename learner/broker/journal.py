@@ -12,9 +12,11 @@ import fcntl
 import json
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ from protocol.messages import Rollout, Task, Verdict
 
 FORMAT = 1
 NAME = "journal.sqlite"
+SETTINGS = (
+    "secure_delete=OFF",  # Debian's default is to wipe what is deleted
+    "cache_size=-65536",  # KiB: what is written is deleted before it is read again
+    "wal_autocheckpoint=4000",  # pages: the log is copied to the file, with an fsync, once for so many
+)
+LEFTOVERS_A_TURN = (
+    64  # groups whose rollouts are deleted at once: a batch of thousands would hold the broker for a second
+)
+LEFTOVER_TURNS = 16  # in which all that waits is deleted, however much that is
+CURE = "move it away to begin anew from the learner's checkpoint"
 TABLES = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE groups (group_id INTEGER PRIMARY KEY, lease_version INTEGER NOT NULL, leases INTEGER NOT NULL,
@@ -43,6 +55,9 @@ TABLES = """
     CREATE TABLE tasks (task_id TEXT PRIMARY KEY, rollouts INTEGER NOT NULL, passed INTEGER NOT NULL,
                         retired INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+OF_GROUPS = "WHERE group_id IN (SELECT group_id FROM groups)"  # and not of those that are gone, see `_delete_leftovers`
+# groups that are gone, but some of their rollouts are not; no group has verdicts without rollouts
+LEFTOVERS = "SELECT DISTINCT group_id FROM rollouts WHERE group_id NOT IN (SELECT group_id FROM groups)"
 
 
 def journal_path(path: str, run_directory: str) -> Path:
@@ -54,6 +69,10 @@ class JournalFailed(Exception):
     """The journal cannot be used, or not written now; the text names the file and the cure."""
 
 
+class JournalDamaged(JournalFailed):
+    """The journal will not become better by waiting."""
+
+
 class Journal:
     """The journal of one run in `path`, made if it is not there. `run` is what must be the same when it goes on.
 
@@ -63,16 +82,19 @@ class Journal:
     def __init__(self, path: Path, run: Mapping[str, Any], *, sync: str = "normal") -> None:
         self.path = path
         self.bytes_written = 0  # of rollouts, verdicts and tasks
+        self._leftovers: deque[int] = deque()  # groups that are gone, whose rollouts and verdicts are to be deleted
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute(f"PRAGMA synchronous={sync}")
+            tune(self._database, sync)
             self._open(run)
+        except sqlite3.OperationalError as error:  # no room, no right, no disk: the journal itself may be whole
+            os.close(self._lock)
+            raise JournalFailed(f"{path}: {error}; make room on its disk, and see that it can be written") from None
         except sqlite3.Error as error:
             os.close(self._lock)
-            raise JournalFailed(f"{path}: {error}; move it away to begin anew from the learner's checkpoint") from None
+            raise JournalDamaged(f"{path}: {error}; {CURE}") from None
         except JournalFailed:
             self.close()
             raise
@@ -116,15 +138,16 @@ class Journal:
 
     def commit(self, stream: Stream) -> None:
         """Write what has changed since the last time, in one transaction. Raises `JournalFailed`; then nothing is."""
-        if not (changes := stream.changes):
+        if not (changes := stream.changes) and not self._leftovers:
             return
-        retained = {group_id for ids in stream.batches.values() for group_id in ids}
-        kept = stream.groups | {group_id: changes.trained[group_id] for group_id in retained & changes.trained.keys()}
+        groups = {group_id: stream.groups.get(group_id) or changes.trained.get(group_id) for group_id in changes.groups}
+        gone = [group_id for group_id, group in groups.items() if group is None]
         try:
             with self._transaction():
-                self._write_groups([kept[group_id] for group_id in changes.groups & kept.keys()])
-                written = self._write_samples([(kept[name[0]], name[1]) for name in changes.samples if name[0] in kept])
-                self._delete_groups(changes.groups - kept.keys() - retained)
+                self._write_groups([group for group in groups.values() if group])
+                written = self._write_samples(stream)
+                self._many("DELETE FROM groups WHERE group_id = ?", [(group_id,) for group_id in gone])
+                removed = self._delete_leftovers()
                 self._write_leases(changes.leases, stream)
                 self._write_rows("batches", stream.batches, changes.batches)
                 self._write_rows("versions", stream.fingerprints, changes.versions)
@@ -134,8 +157,13 @@ class Journal:
                 self._keep("state", asdict(stream.state()))
         except sqlite3.OperationalError as error:  # no room, no disk
             raise JournalFailed(f"{self.path}: {error}") from None
+        except sqlite3.Error as error:
+            raise JournalDamaged(f"{self.path}: {error}; {CURE}") from None
         for sample in written:
             sample.written = True
+        for _ in range(removed):
+            self._leftovers.popleft()
+        self._leftovers.extend(gone)
         changes.clear()
 
     def _transaction(self) -> "_Transaction":
@@ -149,11 +177,14 @@ class Journal:
             rows.append((group.group_id, group.lease_version, group.leases, task))
         self._many("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?)", rows)
 
-    def _write_samples(self, named: list[tuple[Group, int]]) -> list[Sample]:
+    def _write_samples(self, stream: Stream) -> list[Sample]:
         """Rollouts once, verdicts as they come; the samples that are in the journal then."""
         rollouts, verdicts, samples = [], [], []
-        for group, index in named:
-            sample, group_id = group.samples[index], group.group_id
+        for group_id, index in stream.changes.samples:
+            group = stream.groups.get(group_id) or stream.changes.trained.get(group_id)
+            if group is None:
+                continue
+            sample = group.samples[index]
             if not sample.written:
                 rollouts.append((group_id, index, pack(sample.rollout)))
             if sample.checks or sample.verdict:
@@ -165,9 +196,12 @@ class Journal:
         self._many("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", verdicts)
         return samples
 
-    def _delete_groups(self, group_ids: set[int]) -> None:
-        for table in ("groups", "rollouts", "verdicts"):
-            self._many(f"DELETE FROM {table} WHERE group_id = ?", [(group_id,) for group_id in group_ids])
+    def _delete_leftovers(self) -> int:
+        """Some of the rollouts and verdicts whose groups are gone; of how many groups they were."""
+        some = list(islice(self._leftovers, max(LEFTOVERS_A_TURN, len(self._leftovers) // LEFTOVER_TURNS)))
+        for table in ("rollouts", "verdicts"):
+            self._many(f"DELETE FROM {table} WHERE group_id = ?", [(group_id,) for group_id in some])
+        return len(some)
 
     def _write_leases(self, lease_ids: set[int], stream: Stream) -> None:
         running = [stream.leases[lease_id] for lease_id in lease_ids if lease_id in stream.leases]
@@ -197,9 +231,16 @@ class Journal:
     def load(self, group_size: int, seed: int) -> Saved:
         """All of it. Raises `JournalFailed` for what cannot be read."""
         try:
+            self._leftovers = deque(group_id for (group_id,) in self._database.execute(LEFTOVERS))
             return read(self._database, group_size, seed)
         except (sqlite3.Error, MalformedMessage, TypeError, ValueError, KeyError) as error:
-            raise JournalFailed(f"{self.path}: is damaged: {error}; move it away to begin anew") from None
+            raise JournalDamaged(f"{self.path}: is damaged: {error}; {CURE}") from None
+
+
+def tune(database: sqlite3.Connection, sync: str) -> None:
+    """How the file is written; what a reader sees does not depend on it."""
+    for setting in ("journal_mode=WAL", f"synchronous={sync}", *SETTINGS):
+        database.execute(f"PRAGMA {setting}").fetchall()
 
 
 class _Transaction:
@@ -242,10 +283,10 @@ def _read(cursor: sqlite3.Cursor, group_size: int, seed: int) -> Saved:
         )
         for group_id, lease_version, leases, task in cursor.execute("SELECT * FROM groups ORDER BY group_id")
     }
-    for group_id, index, rollout in cursor.execute("SELECT * FROM rollouts"):
+    for group_id, index, rollout in cursor.execute(f"SELECT * FROM rollouts {OF_GROUPS}"):
         sample = groups[group_id].samples[index]
         sample.rollout, sample.state, sample.written = unpack(Rollout, rollout), SampleState.VERIFYING, True
-    for group_id, index, checks, verdict in cursor.execute("SELECT * FROM verdicts"):
+    for group_id, index, checks, verdict in cursor.execute(f"SELECT * FROM verdicts {OF_GROUPS}"):
         sample = groups[group_id].samples[index]
         sample.checks = checks
         if verdict is not None:
@@ -267,6 +308,7 @@ def _read(cursor: sqlite3.Cursor, group_size: int, seed: int) -> Saved:
             task_id: (rollouts, passed, bool(retired))
             for task_id, rollouts, passed, retired in cursor.execute("SELECT * FROM tasks")
         },
+        dropped=dict(cursor.execute("SELECT * FROM dropped ORDER BY group_id")),
     )
 
 

@@ -1,9 +1,12 @@
 """Who takes part in the run: peers that said Hello and are heard of often enough."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
-from protocol.messages import Heartbeat, Hello
+from learner.broker.rates import Bucket
+from protocol.messages import Heartbeat, Hello, Role
 
 
 @dataclass(slots=True)
@@ -11,12 +14,12 @@ class Peer:
     """A process that joined. `capacity` is its credit: rollouts or jobs that it holds at most."""
 
     identity: bytes  # its address on the router
+    number: int  # of peers that joined before it
     hello: Hello
     last_heard: float
+    bucket: Bucket  # how much it may say
     last_delivery: float  # when it last brought a rollout or a verdict, or got its first
     capacity: int = 0
-    received: int = 0  # the last `seq` that came from it
-    acknowledged: int = 0
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     @property
@@ -26,10 +29,14 @@ class Peer:
 
 
 class Members:
-    """The live peers by router identity; names are unique, and there is one learner."""
+    """The live peers by router identity; names and sessions are unique, and there is one learner."""
 
     def __init__(self) -> None:
         self._peers: dict[bytes, Peer] = {}
+        self._by_role: dict[str, dict[bytes, Peer]] = {role: {} for role in get_args(Role)}
+        self._by_name: dict[str, Peer] = {}
+        self._by_session: dict[str, Peer] = {}
+        self._numbers = itertools.count()
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(tuple(self._peers.values()))
@@ -38,36 +45,44 @@ class Members:
         """The peer behind a router identity, if it joined."""
         return self._peers.get(identity)
 
+    def named(self, name: str) -> Peer | None:
+        """The peer of this name."""
+        return self._by_name.get(name)
+
     def of(self, role: str) -> list[Peer]:
         """The live peers of one role, in the order in which they joined."""
-        return [peer for peer in self._peers.values() if peer.hello.role == role]
+        return list(self._by_role[role].values())
 
     @property
     def learner(self) -> Peer | None:
         """The learner, if it is here."""
-        return next(iter(self.of("learner")), None)
+        return next(iter(self._by_role["learner"].values()), None)
 
     def before(self, hello: Hello) -> Peer | None:
         """The same process on the connection that it had before."""
-        return next((peer for peer in self._peers.values() if peer.hello.session == hello.session), None)
+        return self._by_session.get(hello.session)
 
     def holder(self, hello: Hello) -> Peer | None:
         """The other process that has the name that this one asks for, or is the learner if this one wants to be."""
-        for peer in self._peers.values():
-            if peer.hello.session == hello.session:
-                continue
-            if peer.name == hello.name or peer.hello.role == hello.role == "learner":
-                return peer
-        return None
+        rivals = (self.named(hello.name), self.learner if hello.role == "learner" else None)
+        return next((peer for peer in rivals if peer and peer.hello.session != hello.session), None)
 
-    def join(self, identity: bytes, hello: Hello, now: float) -> Peer:
+    def join(self, identity: bytes, hello: Hello, bucket: Bucket, now: float) -> Peer:
         """Take a peer in."""
-        peer = self._peers[identity] = Peer(identity, hello, last_heard=now, last_delivery=now)
+        if identity in self._peers:
+            self.leave(identity)
+        peer = Peer(identity, next(self._numbers), hello, last_heard=now, bucket=bucket, last_delivery=now)
+        self._peers[identity] = self._by_role[hello.role][identity] = peer
+        self._by_name[hello.name] = self._by_session[hello.session] = peer
         return peer
 
     def leave(self, identity: bytes) -> None:
         """Forget a peer."""
-        del self._peers[identity]
+        peer = self._peers.pop(identity)
+        del self._by_role[peer.hello.role][identity]
+        for index, key in ((self._by_name, peer.name), (self._by_session, peer.hello.session)):
+            if index.get(key) is peer:
+                del index[key]
 
     def silent(self, now: float, seconds: float) -> list[Peer]:
         """Peers not heard of for `seconds`."""

@@ -19,6 +19,7 @@ class BrokerCollector(Collector):
         self.journal = journal
         self.members = members
         self.rejected_messages = 0
+        self.flooding_messages = 0
 
     def collect(self) -> Iterable[Metric]:
         """One sample of every metric."""
@@ -48,6 +49,7 @@ class BrokerCollector(Collector):
         yield _gauge("broker_journal_file_bytes", "Size of the journal's file", self.journal.file_bytes)
         yield _counter("broker_groups_late", "Groups trained older than max_staleness", counts["late_groups"])
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
+        yield _counter("broker_messages_flooding", "Messages beyond the rate of their peer", self.flooding_messages)
         dropped = CounterMetricFamily("broker_groups_dropped", "Groups dropped", labels=["reason"])
         for reason, count in sorted(stream.dropped.items()):
             dropped.add_metric([reason], count)

@@ -16,9 +16,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
 from learner.broker.http import StatusServer
-from learner.broker.journal import Journal, JournalFailed
+from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
+from learner.broker.rates import Bucket
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream, Tasks
 from protocol.clock import Deadline, Ticker, now, pause
@@ -51,8 +52,12 @@ log = logging.getLogger("broker")
 
 TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
+WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics count all
+BURST_SECONDS = 10.0  # of messages that may come at once
+HELD_UP_SECONDS = 1.0  # between two looks: then it was the broker that did not listen
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
+GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 
 SHOWN_COUNTS = (
@@ -97,6 +102,11 @@ class Broker:
         self._registry = registry(self.collector)
         self._show = Ticker(config.stream.heartbeat_seconds)
         self._look = Ticker(LOOK_SECONDS)
+        self._strangers = Bucket(config.stream.strangers_per_second, BURST_SECONDS)
+        self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
+        self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
+        self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
+        self._looked = now()
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
         self._no_learner = ""  # why there is none, in words, and until when that may be
@@ -107,9 +117,12 @@ class Broker:
     def _come_back(self) -> None:
         """Go on from the journal, if a broker of this run died before."""
         self._absent = Deadline(self.config.stream.silence_seconds)  # for those that held leases to come back
+        self._gathering = Deadline(0.0)  # for all to notice
         if not self.journal.begun:
             return
+        self._gathering = Deadline(GATHER_HEARTBEATS * self.config.stream.heartbeat_seconds)
         self.stream.restore(self._load(), now())
+        self.stream.skip_numbers()
         self._no_learner = "the learner to come back to this broker"
         log.info(
             "going on from %s: version %d, %d live groups, %d leases",
@@ -126,6 +139,7 @@ class Broker:
         """
         while self.over is None:
             self._drain()
+            self._acknowledge()  # first of all: whoever hears what came of a message knows that it arrived
             if self._look.due():
                 self._end_overdue()
             self._check_progress()
@@ -133,7 +147,6 @@ class Broker:
                 self._grant_leases()
                 self._assign_jobs()
                 self._hand_out_batch()
-            self._acknowledge()
             self._write()
             self._speak()
             if self._show.due():
@@ -141,20 +154,27 @@ class Broker:
         if self.over.finished:
             self.stream.close()
             self._write()
-        for peer in self.members:
-            self.router.send(peer.identity, self.over)
+        self.router.send_all((peer.identity, self.over) for peer in self.members)
+        self._tell_the_late(self.over)
         log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
         return self.over
+
+    def _tell_the_late(self, over: Goodbye) -> None:
+        """Who has not noticed yet that this broker came back will speak in a moment, and hear that the run is over."""
+        while not self._gathering.passed:
+            received = self.router.receive(self._gathering.remaining)
+            if received and self.members.get(received[0]) is None:
+                self.router.send(received[0], over)
 
     def _say(self, identity: bytes, message: Message) -> None:
         """Send `message` when this turn is in the journal."""
         self._outgoing.append((identity, message))
 
     def _acknowledge(self) -> None:
-        for peer in self.members:
-            if peer.received > peer.acknowledged:
-                self._say(peer.identity, Ack(seq=peer.received))
-                peer.acknowledged = peer.received
+        received, self._received = self._received, {}
+        for identity, seq in received.items():
+            if self.members.get(identity):
+                self._say(identity, Ack(seq=seq))
 
     def _write(self) -> None:
         """The turn becomes durable. Where it cannot, the whole broker waits, for `journal.full_seconds` at most."""
@@ -162,6 +182,8 @@ class Broker:
         while True:
             try:
                 self.journal.commit(self.stream)
+            except JournalDamaged:
+                raise
             except JournalFailed as error:
                 if patience.passed or self.over:
                     raise JournalFailed(f"{error}, for {patience.seconds:.0f} s: make room on its disk") from None
@@ -178,8 +200,9 @@ class Broker:
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        for identity, message in outgoing:
-            self.router.send(identity, message)
+        for identity in self.router.send_all(outgoing):
+            if peer := self.members.get(identity):
+                self._lose(peer, "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -201,8 +224,10 @@ class Broker:
                 self._refuse(identity, error.field, error.problem, fatal=True)
 
     def _take(self, identity: bytes, message: Message | Rejected) -> None:
-        peer = self.members.get(identity)
-        if isinstance(message, Rejected):
+        peer, moment = self.members.get(identity), now()
+        if not (peer.bucket if peer else self._strangers).takes(moment):
+            self._too_much(peer)
+        elif isinstance(message, Rejected):
             self._refuse(identity, message.field, message.problem, fatal=peer is None)
         elif isinstance(message, Hello):
             self._welcome(identity, message)
@@ -210,15 +235,29 @@ class Broker:
             if not isinstance(message, Goodbye):
                 self.router.send(identity, WhoAreYou())
         else:
-            peer.last_heard = now()
+            peer.last_heard = moment
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
-            peer.received = max(peer.received, getattr(message, "seq", 0))
+            if seq := getattr(message, "seq", 0):
+                self._received[identity] = max(seq, self._received.get(identity, 0))
+
+    def _too_much(self, peer: Peer | None) -> None:
+        """A peer that floods is refused, once; what strangers say beyond the rate is not even answered."""
+        self.collector.flooding_messages += 1
+        if peer is not None:
+            problem = f"more than {self.config.stream.messages_per_second:g} messages a second came"
+            self._refuse(peer.identity, "rate", f"{problem}; stream.messages_per_second allows more", fatal=True)
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         moment, stream = now(), self.config.stream
+        if self.router.speaker not in ("", hello.role):
+            problem = f"{hello.role}, but its key is that of the {self.router.speaker}"
+            self._refuse(identity, "role", problem, fatal=True)
+            return
         if (before := self.members.before(hello)) is not None:
+            if before.identity == identity:
+                return  # said again while the Welcome is on its way: capacity and credit stay
             self.members.leave(before.identity)  # the same process, on another connection
         elif holder := self.members.holder(hello):
             silent = moment - holder.last_heard
@@ -226,7 +265,8 @@ class Broker:
                 self._refuse(identity, "name", _taken(hello, holder), fatal=False)
                 return
             self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
-        peer = self.members.join(identity, hello, moment)
+        bucket = before.bucket if before else Bucket(stream.messages_per_second, BURST_SECONDS)
+        peer = self.members.join(identity, hello, bucket, moment)
         self._say(
             identity,
             Welcome(
@@ -262,6 +302,7 @@ class Broker:
     @_on.register
     def _(self, message: LeaseRequest, peer: Peer) -> None:
         peer.capacity = message.capacity
+        self._roomy.add(peer.name)
 
     @_on.register
     def _(self, message: VerifyRequest, peer: Peer) -> None:
@@ -327,14 +368,16 @@ class Broker:
 
     @_on.register
     def _(self, message: Goodbye, peer: Peer) -> None:
-        self._lose(peer, f"left: {message.reason}")
         if peer.hello.role == "learner" and message.finished:
-            self.end(message.reason, finished=True)
+            self.end(message.reason, finished=True)  # and stays to hear it, like all the others
+        else:
+            self._lose(peer, f"left: {message.reason}")
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
         peer = self.members.get(identity)
-        log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
+        if self._warnings.takes(now()):
+            log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
         self._say(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
         if peer and fatal:
             self._lose(peer, "was refused")
@@ -343,6 +386,12 @@ class Broker:
 
     def _end_overdue(self) -> None:
         moment, stream = now(), self.config.stream
+        if (held_up := moment - self._looked) > HELD_UP_SECONDS:
+            log.warning("the broker was held up for %.1f s; nobody counts as silent for that", held_up)
+            for peer in self.members:
+                peer.last_heard = min(moment, peer.last_heard + held_up)
+                peer.last_delivery = min(moment, peer.last_delivery + held_up)
+        self._looked = moment
         for lease in self.stream.overdue(moment):
             log.warning(
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
@@ -393,28 +442,42 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
+        self._roomy |= self.stream.relieved
+        self.stream.relieved.clear()
         if not self.stream.leasable:
             return
-        actors = [(-self._room(peer), place, peer) for place, peer in enumerate(self.members.of("actor"))]
+        peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
+        actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and self.stream.leasable:
-            _, place, peer = heapq.heappop(actors)
-            lease = self.stream.grant(peer.name, peer.capacity, now())
-            if lease is not None:
-                self._say(peer.identity, lease)
-                heapq.heappush(actors, (-self._room(peer), place, peer))
+        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+            _, number, peer = actors[0]
+            self._say(peer.identity, lease)
+            if self._has_room(peer):
+                heapq.heapreplace(actors, (-self._room(peer), number, peer))
+            else:
+                heapq.heappop(actors)
+        self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
         return actor.capacity - self.stream.samples_held(actor.name)
 
+    def _has_room(self, actor: Peer) -> bool:
+        return self.stream.has_room(actor.name, actor.capacity)
+
     def _assign_jobs(self) -> None:
-        verifiers = [peer for peer in self.members.of("verifier") if peer.capacity]
-        while verifiers and self.stream.verify_queued:
-            peer = min(verifiers, key=lambda verifier: self.stream.jobs_held(verifier.name))
-            job = self.stream.assign(peer.name, peer.capacity)
-            if job is None:
-                return
+        """A job at a time to the verifier that holds fewest."""
+        if not self.stream.verify_queued:
+            return
+        held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
+        verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
+        heapq.heapify(verifiers)
+        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+            jobs, number, peer = verifiers[0]
             self._say(peer.identity, job)
+            if jobs + 1 < peer.capacity:
+                heapq.heapreplace(verifiers, (jobs + 1, number, peer))
+            else:
+                heapq.heappop(verifiers)
 
     def _hand_out_batch(self) -> None:
         learner = self.members.learner

@@ -37,6 +37,7 @@ from protocol.messages import (
     VerifyJob,
 )
 
+SKIPPED = 2**20  # more leases and jobs than the turns give away that a power failure may take from a journal
 COUNTED = ("generated_tokens", "rollouts", "verdicts", "void_verdicts")
 
 
@@ -122,6 +123,7 @@ class Stream:
         self._unverified: deque[tuple[int, int]] = deque()  # (group, sample)
         self._ready: list[int] = []  # finished groups that are in no batch, in lease order
         self._held: Counter[str] = Counter()  # samples by actor
+        self.relieved: set[str] = set()  # actors that owe less than they did; whoever grants leases forgets them
         self._judging: Counter[str] = Counter()  # jobs by verifier
         self._batch_may_be = False  # something came that a batch may have waited for
 
@@ -196,6 +198,7 @@ class Stream:
         self.retirement.restore(saved.histories)
         trained = {group for before, ids in saved.batches.items() if before < version for group in ids}
         self.groups = {group.group_id: group for group in saved.groups if group.group_id not in trained}
+        self.relieved |= self._held.keys()
         self.leases, self._held = {}, Counter()
         for lease in saved.leases:
             self._restore_lease(lease, now + self.config.lease_seconds)
@@ -212,6 +215,12 @@ class Stream:
             if sample.state is SampleState.VERIFYING and (group.group_id, index) not in judged
         )
         self._batch_may_be = True
+
+    def skip_numbers(self) -> None:
+        """Nothing new gets a number of a lease or a job that peers know and the journal does not."""
+        self._next_lease += SKIPPED
+        self._next_job += SKIPPED
+        self.changes.state = True
 
     def _restore_lease(self, saved: SavedLease, overdue_at: float) -> None:
         group = self.groups[saved.group_id]
@@ -272,9 +281,7 @@ class Stream:
 
         A group larger than `capacity` is granted to an actor that holds nothing, else it could never be sampled.
         """
-        held = self.samples_held(actor)
-        room = capacity - held
-        if room <= 0 or (room < self.config.group_size and held > 0):
+        if not self.has_room(actor, capacity):
             return None
         group = self._returned_group() or self._fresh_group()
         if group is None:
@@ -302,6 +309,11 @@ class Stream:
         for index in lease.sample_indexes:
             group.samples[index].state = SampleState.LEASED
         return lease
+
+    def has_room(self, actor: str, capacity: int) -> bool:
+        """Whether `actor`, who holds at most `capacity` rollouts, may get one more lease."""
+        held = self._held[actor]
+        return capacity - held >= self.config.group_size or capacity > held == 0
 
     def _returned_group(self) -> Group | None:
         while self._unleased:
@@ -414,12 +426,14 @@ class Stream:
         if sample in lease.samples:
             lease.samples.remove(sample)
             self._held[lease.actor] -= 1
+            self.relieved.add(lease.actor)
         if not lease.samples:
             self._end_lease(lease)
 
     def _end_lease(self, lease: RunningLease) -> None:
         del self.leases[lease.lease_id]
         self._held[lease.actor] -= len(lease.samples)
+        self.relieved.add(lease.actor)
         if not self._held[lease.actor]:
             del self._held[lease.actor]
         self.groups[lease.group_id].lease_ids.discard(lease.lease_id)
@@ -620,12 +634,11 @@ class Stream:
 
     def consumed(self, policy_version: int, group_ids: Sequence[int]) -> None:
         """The learner trained the batch and stands at `policy_version` now. Told again, it changes nothing."""
-        if policy_version == self.version and self.batches.get(policy_version - 1, tuple(group_ids)) == tuple(
-            group_ids
-        ):
+        trained = tuple(group_ids)
+        if policy_version <= self.version and self.batches.get(policy_version - 1, trained) == trained:
             self._duplicate()
             return
-        if self.batches.get(self.version) != tuple(group_ids):
+        if self.batches.get(self.version) != trained:
             raise InvalidEvent("group_ids", "are not the groups that were handed out last")
         if policy_version != self.version + 1:
             raise InvalidEvent("policy_version", f"must follow {self.version}, got {policy_version}")
@@ -651,7 +664,9 @@ class Stream:
             )
         for version in [version for version in self.batches if version < policy_version]:
             self.changes.batches.add(version)
-            self.changes.groups.update(self.batches.pop(version))
+            for group_id in self.batches.pop(version):
+                self.changes.groups.add(group_id)
+                self.changes.trained.pop(group_id, None)
         self.retained_from = max(self.retained_from, policy_version)
         self.changes.state = True
 

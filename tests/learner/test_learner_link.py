@@ -1,6 +1,7 @@
 """The learner's line to the others, against a broker and actors played by the test on real sockets."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -115,6 +116,7 @@ def test_a_batch_is_asked_for_and_its_groups_are_reported_consumed(broker: FakeB
         assert broker.expect(Consumed) == Consumed(seq=1, policy_version=1, group_ids=(3, 4))
         link.goodbye("enough", finished=True)
         assert broker.expect(Goodbye) == Goodbye(reason="enough", finished=True)
+        broker.send(Goodbye(reason="enough", finished=True))
 
 
 def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: FakeBroker) -> None:
@@ -131,7 +133,7 @@ def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: 
             np.testing.assert_array_equal(shard.data.view(np.float32), (weight + 2).flatten().numpy())
             actor.send(ShardRequest(version=0, shard=0))
             assert actor.receive(5) == ShardGone(version=0)
-        link.goodbye("enough", finished=True)
+        link.goodbye("enough", finished=False)
 
 
 def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> None:
@@ -149,7 +151,7 @@ def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> N
         )
         assert isinstance(kinds[1], WeightManifest)
         assert broker.expect(Heartbeat).policy_version == 4
-        link.goodbye("enough", finished=True)
+        link.goodbye("enough", finished=False)
 
 
 def test_heartbeats_go_on_while_the_training_thread_is_busy_and_say_what_it_waits_for(broker: FakeBroker) -> None:
@@ -165,7 +167,7 @@ def test_heartbeats_go_on_while_the_training_thread_is_busy_and_say_what_it_wait
             if isinstance(message := received[1], Heartbeat)
         }
         assert "the batch for step 1" in waiting
-        link.goodbye("enough", finished=True)
+        link.goodbye("enough", finished=False)
 
 
 def test_malformed_and_foreign_messages_do_not_stop_it(broker: FakeBroker) -> None:
@@ -180,7 +182,7 @@ def test_malformed_and_foreign_messages_do_not_stop_it(broker: FakeBroker) -> No
             assert isinstance(stranger.receive(5), Shard)
         broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
         assert isinstance(link.next_batch(0, 5), GroupBatch)
-        link.goodbye("enough", finished=True)
+        link.goodbye("enough", finished=False)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,25 @@ def test_a_broker_that_came_back_hears_what_it_did_not_acknowledge_and_then_what
         broker.send(welcome())
         assert broker.expect(Consumed) == consumed
         assert broker.expect(WeightManifest) == replace(manifest, seq=0)
+        link.goodbye("enough", finished=False)
+
+
+def test_the_end_of_the_run_is_said_again_to_a_broker_that_comes_back(broker: FakeBroker) -> None:
+    with broker.link(welcome()) as link:
         link.goodbye("enough", finished=True)
+        assert broker.expect(Goodbye).finished
+        broker.send(WhoAreYou())  # it died with the goodbye
+        assert broker.expect(Hello) == HELLO
+        broker.send(welcome())
+        assert broker.expect(Goodbye) == Goodbye(reason="enough", finished=True)
+        broker.send(Goodbye(reason="enough", finished=True))
+
+
+def test_a_broker_that_never_hears_of_the_end_is_waited_for_in_bounded_time(broker: FakeBroker) -> None:
+    began = time.monotonic()
+    with broker.link(welcome(back=0.4)) as link:
+        link.goodbye("enough", finished=True)
+    assert 0.3 < time.monotonic() - began < 5
 
 
 def test_a_refused_hello_says_why(broker: FakeBroker) -> None:

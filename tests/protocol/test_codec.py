@@ -22,6 +22,7 @@ from protocol.messages import (
     Message,
     Rollout,
     RolloutDone,
+    VerifyJob,
     VersionSpan,
 )
 
@@ -138,7 +139,7 @@ def frames_of(message: Message) -> list[bytes]:
     return [bytes(frame) for frame in encode(message)]
 
 
-def with_body(message: Message, **changes: Any) -> list[bytes]:
+def with_body(message: Message, changes: dict[Any, Any]) -> list[bytes]:
     """The frames of `message` with fields of its body replaced."""
     header, *arrays = frames_of(message)
     content = msgpack.unpackb(header)
@@ -209,6 +210,7 @@ def test_a_truncated_message_is_malformed(message: Message, data: st.DataObject)
 @settings(max_examples=200, deadline=None)
 @given(any_message, json_values)
 def test_a_wrong_body_never_crashes_the_decoder(message: Message, body: Any) -> None:
+    assume(body != {} or dataclasses.fields(message))  # an empty one is right for a message without fields
     frames = [msgpack.packb({"offbeat": PROTOCOL_VERSION, "kind": message.kind, "body": body}), *frames_of(message)[1:]]
     with pytest.raises(MalformedMessage):
         decode(frames)
@@ -221,11 +223,30 @@ def test_a_wrong_body_never_crashes_the_decoder(message: Message, body: Any) -> 
         ({"capacity": True}, "capacity", "must be an integer"),
         ({"capacity": -1}, "capacity", "must lie in"),
         ({"surprise": 1}, "surprise", "is not a field"),
+        ({"surprise": 1, b"bytes": 1}, "b'bytes'", "is not a field"),
+        ({"": 1}, "body", "is not a field"),
     ],
 )
-def test_a_wrong_field_is_named(changes: dict[str, Any], field: str, problem: str) -> None:
+def test_a_wrong_field_is_named(changes: dict[Any, Any], field: str, problem: str) -> None:
     with pytest.raises(MalformedMessage, match=problem) as error:
-        decode(with_body(LeaseRequest(capacity=3), **changes))
+        decode(with_body(LeaseRequest(capacity=3), changes))
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("metadata", "field", "problem"),
+    [
+        ({"cases": [{"deep": b"x"}]}, "metadata.cases[0].deep", "must be a JSON value"),
+        ({"cases": [{b"x": 1}]}, "metadata.cases[0]", "keys must be texts"),
+        ({"x" * 1000: b"x"}, f"metadata.'{'x' * 76}…", "must be a JSON value"),
+    ],
+)
+def test_a_wrong_value_in_a_free_object_is_named_by_its_path(metadata: Any, field: str, problem: str) -> None:
+    job = VerifyJob(
+        job_id=0, group_id=0, sample_index=0, text="", reward="", reference="", metadata={}, deadline_seconds=1.0
+    )
+    with pytest.raises(MalformedMessage, match=problem) as error:
+        decode(with_body(job, {"metadata": metadata}))
     assert error.value.field == field
 
 
@@ -241,7 +262,7 @@ def test_nested_fields_are_named_by_their_path() -> None:
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
     with pytest.raises(MalformedMessage, match="must be finite"):
-        decode(with_body(Heartbeat(), gauges={"x": number}))
+        decode(with_body(Heartbeat(), {"gauges": {"x": number}}))
 
 
 def test_an_array_of_the_wrong_dtype_shape_or_size_is_refused() -> None:

@@ -1,8 +1,10 @@
 """Doubles around the stream: task sources, completions, and a random world of actors, verifiers and a learner."""
 
+import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -186,3 +188,31 @@ class World:
         self.trained += ids
         self.stream.published(version + 1, fingerprint(version + 1))
         self.stream.consumed(version + 1, ids)
+
+
+def pictured(stream: Stream) -> dict[str, Any]:
+    """All of a stream that outlives its process, comparable, and as it is now."""
+    state = asdict(stream.state())
+    state["counts"] = {name: count for name, count in state["counts"].items() if count}
+    return {
+        "state": state,
+        "groups": {
+            group.group_id: (
+                group.task,
+                group.lease_version,
+                group.seeds,
+                group.leases,
+                sorted(group.lease_ids),
+                [
+                    (each.state, each.checks, each.verdict, each.rollout and each.rollout.token_versions.tolist())
+                    for each in group.samples
+                ],
+            )
+            for group in stream.groups.values()
+        },
+        "leases": {each.lease_id: (each.actor, each.group_id, sorted(each.samples)) for each in stream.leases.values()},
+        "batches": dict(stream.batches),
+        "fingerprints": dict(stream.fingerprints),
+        "ready": list(stream._ready),
+        "retired": (set(stream.retirement.retired), copy.deepcopy(stream.retirement.histories)),
+    }

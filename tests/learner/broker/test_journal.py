@@ -1,53 +1,25 @@
 """The journal against random worlds: a broker that dies at any turn goes on as if it had not."""
 
 import random
+import resource
 import sqlite3
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, rollout, train
+from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, pictured, rollout, train
 
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
-from learner.broker.journal import Journal, JournalFailed
+from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.retirement import Retirement
-from learner.broker.stream import Stream
+from learner.broker.stream import InvalidEvent, Stream
 from learner.group_ranges import merged
 
 RUN = {"run.seed": 0}
 SIZE = 3
-
-
-def pictured(stream: Stream) -> dict[str, Any]:
-    """All of a stream that outlives its process, comparable."""
-    state = asdict(stream.state())
-    state["counts"] = {name: count for name, count in state["counts"].items() if count}
-    return {
-        "state": state,
-        "groups": {
-            group.group_id: (
-                group.task,
-                group.lease_version,
-                group.seeds,
-                group.leases,
-                sorted(group.lease_ids),
-                [
-                    (each.state, each.checks, each.verdict, each.rollout and each.rollout.token_versions.tolist())
-                    for each in group.samples
-                ],
-            )
-            for group in stream.groups.values()
-        },
-        "leases": {each.lease_id: (each.actor, each.group_id, sorted(each.samples)) for each in stream.leases.values()},
-        "batches": stream.batches,
-        "fingerprints": stream.fingerprints,
-        "ready": stream._ready,
-        "retired": (stream.retirement.retired, stream.retirement.histories),
-    }
 
 
 @dataclass
@@ -265,6 +237,26 @@ def test_the_word_of_a_step_that_was_lost_with_the_broker_is_taken_from_the_chec
     assert (again.version, again.consumed_groups) == (1, 1)
 
 
+def test_the_word_of_several_steps_may_come_again_when_no_acknowledgement_did(path: Path) -> None:
+    """Two brokers in a row died after they had written a step and before they could say so."""
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=2)
+    stream.resume(0, (), checkpoints=True)
+    order = []
+    for _ in range(3):
+        lease = stream.grant("a", 10, 0.0)
+        assert lease is not None
+        finish(stream, lease)
+        order += train(stream)
+    again = written(path, stream)
+    for version, group in enumerate(order, start=1):
+        again.consumed(version, [group])
+    assert (again.version, again.consumed_groups, again.counts["duplicates"]) == (3, 3, 3)
+    with pytest.raises(InvalidEvent, match="not the groups that were handed out"):
+        again.consumed(2, [order[0]])
+    with pytest.raises(InvalidEvent, match="not the groups that were handed out"):
+        again.consumed(4, [order[0]])
+
+
 def test_a_learner_that_comes_back_gets_the_same_batches_and_nothing_new_until_it_stands_where_it_stood(
     path: Path,
 ) -> None:
@@ -371,9 +363,43 @@ def test_what_is_no_journal_is_refused_with_its_cure(path: Path) -> None:
     assert stream.grant("a", 100, 0.0)
     journal.commit(stream)
     journal._database.execute("UPDATE groups SET task = x'00'")
-    with pytest.raises(JournalFailed, match="is damaged: body"):
+    with pytest.raises(JournalDamaged, match="is damaged: body"):
         journal.load(8, 0)
     journal.close()
+
+
+def test_a_journal_that_is_damaged_under_a_broker_is_not_written_in_hope(path: Path) -> None:
+    stream, journal = new_stream(), Journal(path, RUN)
+    assert stream.grant("a", 100, 0.0)
+    journal.commit(stream)
+    journal._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal._database.execute("PRAGMA shrink_memory")
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (whole - 4096))
+    lease = stream.grant("b", 100, 0.0)
+    assert lease
+    with pytest.raises(JournalDamaged, match=r"journal\.sqlite: .*; move it away to begin anew from the learner's"):
+        journal.commit(stream)
+    journal.close()
+
+
+def test_a_journal_on_a_full_disk_is_not_told_to_be_moved_away(path: Path) -> None:
+    journal = Journal(path, RUN)
+    stream = new_stream()
+    assert stream.grant("a", 100, 0.0)
+    journal.commit(stream)
+    journal.close()
+    before = path.read_bytes()
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, room[1]))
+    try:
+        with pytest.raises(JournalFailed, match="disk I/O error; make room on its disk") as caught:
+            Journal(path, RUN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert not isinstance(caught.value, JournalDamaged)
+    assert path.read_bytes() == before
+    assert found(path, stream.config).leases
 
 
 def test_a_reader_sees_a_whole_turn_while_the_broker_writes(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import threading
 import time
 import urllib.error
@@ -21,6 +22,7 @@ from learner.broker.journal import Journal, JournalFailed
 from learner.broker.membership import Members
 from learner.broker.service import Broker
 from learner.broker.stream import Stream, Tasks
+from protocol import security
 from protocol.clock import Deadline
 from protocol.messages import (
     Ack,
@@ -48,6 +50,7 @@ from protocol.messages import (
     Welcome,
     WhoAreYou,
 )
+from protocol.security import load, make
 from protocol.sockets import Dealer, Rejected, Router
 
 
@@ -56,6 +59,7 @@ class Peer:
 
     def __init__(self, address: str, role: Any, name: str) -> None:
         self.dealer = Dealer(address)
+        self.acknowledged = 0
         self.hello = Hello(
             role=role, name=name, host="127.0.0.1", pid=7, metrics_port=9, versions={}, session=secrets.token_hex(4)
         )
@@ -65,6 +69,8 @@ class Peer:
         """The next message of a kind, heartbeats and what to `skip` aside; any other fails the test."""
         while True:
             message = self.dealer.receive(seconds)
+            if isinstance(message, Ack):
+                self.acknowledged = message.seq
             if isinstance(message, kind):
                 return message
             assert isinstance(message, Heartbeat | Ack | skip), f"waited for {kind.__name__}, got {message}"
@@ -469,7 +475,8 @@ def test_a_broker_that_died_goes_on_with_the_same_peers_and_asks_nobody_to_do_an
     actor.send(replace(completion(lease, 1, 0), seq=2))
     fresh = actor.expect(Lease)
     assert fresh.group_id == 1, "the lease of group 0 ran on: nothing of it is leased again"
-    assert actor.expect(Ack).seq == 2
+    while actor.acknowledged < 2:
+        actor.expect(Ack)
     for peer in (learner, verifier):
         peer.send(Heartbeat())
         peer.expect(WhoAreYou)
@@ -484,6 +491,76 @@ def test_a_broker_that_died_goes_on_with_the_same_peers_and_asks_nobody_to_do_an
     assert [each.verdict.reward for each in group.scored] == [0.0, 1.0]
     again.peers = running.peers
     again.close()
+
+
+def test_a_journal_that_is_older_than_its_peers_gives_nothing_new_the_number_of_what_they_hold(tmp_path: Path) -> None:
+    """As after a power failure, which may take the last turns (`journal.sync=normal`)."""
+    running = Running(tmp_path / "one", max_staleness=4)
+    learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
+    for peer in peers:
+        peer.expect(Welcome)
+    learner.send(manifest(0))
+    actor.send(LeaseRequest(capacity=2))
+    first = actor.expect(Lease, skip=WeightManifest)
+    actor.send(completion(first, 0, 0))
+    learner.send(Heartbeat())
+    learner.expect(Heartbeat)
+    (tmp_path / "two").mkdir()
+    for path in (tmp_path / "one").glob("journal.sqlite*"):
+        shutil.copy(path, tmp_path / "two")
+    verifier.send(VerifyRequest(capacity=1))
+    lost_job = verifier.expect(VerifyJob)
+    actor.send(completion(first, 1, 0))
+    lost_lease = actor.expect(Lease)
+    running.die()
+    again = Running(tmp_path / "two", address=running.router.address, max_staleness=4)
+    for peer, holds in ((verifier, ()), (actor, (first.lease_id, lost_lease.lease_id))):
+        peer.send(Heartbeat())
+        peer.expect(WhoAreYou)
+        peer.send(replace(peer.hello, holds=holds))
+        peer.expect(Welcome)
+    actor.send(completion(lost_lease, 0, 0))
+    actor.send(LeaseRequest(capacity=4))
+    fresh = actor.expect(Lease)
+    assert fresh.group_id == lost_lease.group_id
+    assert fresh.lease_id not in (first.lease_id, lost_lease.lease_id)
+    verifier.send(judged(lost_job))
+    verifier.send(VerifyRequest(capacity=1))
+    actor.send(completion(first, 1, 0))
+    job = verifier.expect(VerifyJob)
+    assert job.job_id != lost_job.job_id
+    again.peers = running.peers
+    again.close()
+
+
+def test_a_broker_that_was_held_up_takes_nobody_for_dead_before_it_has_listened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a stopped process: what was said meanwhile waits to be heard, more than one turn hears."""
+    running = Running(tmp_path, silence_seconds=0.5)
+    monkeypatch.setattr("learner.broker.service.MESSAGES_A_TURN", 2)
+    peers = [running.join("actor", f"actor-{index}") for index in range(8)]
+    for peer in peers:
+        peer.expect(Welcome)
+    held_up = threading.Event()
+    commit = running.journal.commit
+
+    def commit_late(stream: Stream) -> None:
+        if not held_up.is_set():
+            held_up.set()
+            time.sleep(1.5)
+        commit(stream)
+
+    monkeypatch.setattr(running.journal, "commit", commit_late)
+    assert held_up.wait(5)
+    for _ in range(30):
+        for peer in peers:
+            peer.send(Heartbeat())
+        time.sleep(0.05)
+    for peer in peers:
+        for _ in range(30):
+            assert isinstance(peer.dealer.receive(5), Heartbeat), "the broker forgot it"
+    running.close()
 
 
 def test_nothing_is_said_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,6 +644,32 @@ def test_a_learner_killed_and_started_again_takes_its_place_and_gets_the_same_ba
     running.close()
 
 
+def test_what_a_message_brought_about_is_heard_after_its_acknowledgement(running: Running) -> None:
+    """A learner that has a batch is never asked for what came before it: a broker may die between any two messages."""
+    learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
+    for peer in running.peers:
+        peer.expect(Welcome)
+    learner.send(Resume(seq=1, policy_version=0, consumed=()))
+    learner.send(replace(manifest(0), seq=2))
+    actor.send(LeaseRequest(capacity=4))
+    verifier.send(VerifyRequest(capacity=4))
+    for _ in range(2):
+        lease = actor.expect(Lease, skip=WeightManifest)
+        for sample in lease.sample_indexes:
+            actor.send(completion(lease, sample, 0))
+            verifier.send(judged(verifier.expect(VerifyJob), float(sample)))
+    learner.send(BatchRequest(policy_version=0))
+    learner.expect(GroupBatch)
+    learner.send(replace(manifest(1), seq=3))
+    learner.send(Consumed(seq=4, policy_version=1, group_ids=(0,)))
+    learner.send(BatchRequest(policy_version=1))
+    acknowledged = 0
+    while not isinstance(message := learner.dealer.receive(5), GroupBatch):
+        assert isinstance(message, Ack | Heartbeat)
+        acknowledged = getattr(message, "seq", acknowledged)
+    assert acknowledged == 4
+
+
 def test_a_learner_that_takes_a_batch_and_does_not_train_it_is_refused(tmp_path: Path) -> None:
     running = Running(tmp_path, consume_seconds=0.3)
     learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
@@ -600,3 +703,42 @@ def test_a_run_without_actors_waits_and_says_so(running: Running) -> None:
         time.sleep(0.02)
     assert waiting == "a first actor and a first verifier to join"
     assert running.over is None
+
+
+def test_a_peer_that_floods_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    running = Running(tmp_path, messages_per_second=5.0)
+    honest, flooder = running.join("actor", "honest"), running.join("actor", "flooder")
+    honest.expect(Welcome)
+    flooder.expect(Welcome)
+    for _ in range(200):
+        flooder.send(LeaseRequest(capacity=1))
+    refusal = flooder.expect(Refusal, skip=WhoAreYou)
+    assert (refusal.field, refusal.fatal) == ("rate", True)
+    assert "more than 5 messages a second" in refusal.problem
+    honest.send(Heartbeat())
+    honest.expect(Heartbeat)
+    assert [peer.name for peer in running.broker.members] == ["honest"]
+    running.close()
+
+
+def test_strangers_beyond_the_rate_are_not_even_answered(tmp_path: Path) -> None:
+    running = Running(tmp_path, strangers_per_second=1.0)
+    with Dealer(running.router.address) as stranger:
+        for _ in range(500):
+            stranger.send(Heartbeat())
+        answers = len([*iter(lambda: stranger.receive(0.3), None)])
+    assert 10 <= answers <= 12
+    assert running.broker.collector.flooding_messages >= 488
+    running.close()
+
+
+def test_a_role_is_what_its_key_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "keys")
+    monkeypatch.setattr(security, "_in_use", load(tmp_path / "keys", "broker"))
+    running = Running(tmp_path)
+    monkeypatch.setattr(security, "_in_use", load(tmp_path / "keys", "verifier"))
+    refusal = running.join("actor").expect(Refusal)
+    assert (refusal.field, refusal.fatal) == ("role", True)
+    assert refusal.problem == "actor, but its key is that of the verifier"
+    assert running.join("verifier").expect(Welcome)
+    running.close()

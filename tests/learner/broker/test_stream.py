@@ -11,7 +11,7 @@ from learner.broker.config import StreamConfig
 from learner.broker.retirement import Retirement
 from learner.broker.stream import InvalidEvent, Stream
 from learner.group_ranges import merged
-from protocol.messages import GroupRange, LeaseFailed
+from protocol.messages import GroupRange, Lease, LeaseFailed, VerifyDone
 
 
 @settings(max_examples=100, deadline=None)
@@ -383,3 +383,78 @@ def test_what_was_consumed_before_a_restart_does_not_come_again_behind_retired_t
     leases = [stream.grant("a", 1000, 0.0) for _ in range(5)]
     assert [lease.group_id for lease in leases if lease] == [0, 8, 10, 13, 14]
     assert stream.counts["tasks_skipped"] == 4
+
+
+def straggling(straggler: str) -> tuple[Stream, int]:
+    """A stream at version 1 whose next batch would leave a group of version 0 behind; that group's lease."""
+    stream = new_stream(max_staleness=1, groups_per_step=1, group_size=2, straggler=straggler)
+    slow, quick = stream.grant("slow", 2, 0.0), stream.grant("a", 10, 0.0)
+    assert slow is not None
+    assert quick is not None
+    finish(stream, quick)
+    assert train(stream) == [quick.group_id]
+    third = stream.grant("a", 10, 0.0)
+    assert third is not None
+    finish(stream, third)
+    return stream, slow.lease_id
+
+
+def test_a_straggler_is_dropped_and_counted_where_that_is_asked_for() -> None:
+    stream, lease_id = straggling("drop")
+    assert train(stream) == [2]
+    assert dict(stream.dropped) == {"straggler": 1}
+    assert lease_id not in stream.leases
+    assert stream.samples_held("slow") == 0
+    assert stream.granted == stream.consumed_groups == 2
+
+
+def test_a_straggler_is_trained_late_and_counted_where_that_is_asked_for() -> None:
+    stream, lease_id = straggling("train")
+    assert train(stream) == [2]
+    assert not stream.dropped
+    slow = stream.leases[lease_id]
+    for sample in slow.leased:
+        lease = Lease(
+            lease_id=lease_id,
+            group_id=slow.group_id,
+            task=stream.groups[slow.group_id].task,
+            sample_indexes=slow.leased,
+            seeds=(0, 0),
+            min_version=0,
+            deadline_seconds=1.0,
+        )
+        stream.rollout_done(rollout(lease, sample, [0]))
+    while job := stream.assign("v", 9):
+        stream.verify_done(judged(job))
+    assert stream.counts["late_groups"] == 0
+    assert train(stream) == [0]
+    assert stream.counts["late_groups"] == 1
+
+
+def test_a_verdict_on_a_job_that_nobody_remembers_still_counts_for_its_sample() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2)
+    lease = stream.grant("a", 10, 0.0)
+    assert lease is not None
+    for sample in (0, 1):
+        stream.rollout_done(rollout(lease, sample, [0]))
+    first, second = stream.assign("v", 9), stream.assign("v", 9)
+    assert first is not None
+    assert second is not None
+    stream.verifier_lost("v")
+    stream.verify_done(judged(first, 0.25))
+    stream.verify_done(judged(second, 0.75))
+    groups = stream.batch(0)
+    assert groups is not None
+    assert [scored.verdict.reward for scored in groups[0].scored] == [0.25, 0.75]
+    assert stream.assign("w", 9) is None, "what is judged is not sent again"
+
+
+def test_a_job_is_not_another_samples() -> None:
+    stream = new_stream(groups_per_step=1, group_size=2)
+    lease = stream.grant("a", 10, 0.0)
+    assert lease is not None
+    stream.rollout_done(rollout(lease, 0, [0]))
+    job = stream.assign("v", 9)
+    assert job is not None
+    with pytest.raises(InvalidEvent, match="job_id: 0 is sample 0 of group 0"):
+        stream.verify_done(VerifyDone(job_id=0, group_id=0, sample_index=1, verdict=judged(job).verdict))
