@@ -14,7 +14,7 @@ from verifier.rewards.committed_code import committed_code
 from verifier.rewards.equality import same_text, same_value
 from verifier.rewards.score import BadTask, Score
 from verifier.sandbox.access import access
-from verifier.sandbox.calls import Functions, NoAnswer, Tests, try_out
+from verifier.sandbox.calls import Functions, NoAnswer, Suite, try_out
 from verifier.sandbox.program import Limits, Outcome, Program
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.values import Unsendable
@@ -133,7 +133,7 @@ class _Judge:
     # ------------------------------------------------------------ tests
 
     def _tests(self, code: str, cases: UnitTests) -> list[str]:
-        tests = Tests(prompt=_complete(cases.prompt), entry=cases.entry, tests=cases.tests)
+        tests = Suite(prompt=_complete(cases.prompt), entry=cases.entry, tests=cases.tests)
         trial = try_out(access.link, _solution(code, cases), tests, self._limits_now())
         self._blameless(trial.tests)
         if trial.solution:

@@ -127,7 +127,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tests:
+class Suite:
     """Tests of a function `entry`: code in which `candidate` and `entry` stand for it, or that defines
     `check(candidate)`. `prompt` is executed first, for what the tests use of it."""
 
@@ -136,7 +136,7 @@ class Tests:
     tests: list[str]
 
 
-def try_out(link: Link, solution: str, tests: Tests, limits: Limits) -> Trial:
+def try_out(link: Link, solution: str, tests: Suite, limits: Limits) -> Trial:
     """Run tests against a solution that they can only call by value. Raises `SandboxError`.
 
     The tests' word that they passed comes on a pipe that only their process has; no word is no pass.
