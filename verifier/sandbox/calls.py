@@ -7,7 +7,9 @@ import json
 import os
 import select
 import socket
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from io import FileIO
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,7 @@ from protocol.clock import Deadline
 from verifier.sandbox import values
 from verifier.sandbox.link import Link
 from verifier.sandbox.program import Limits, Outcome, Program
-from verifier.sandbox.run import SandboxError
+from verifier.sandbox.run import Run, SandboxError
 
 MOST_ANSWER_BYTES = 8 * 2**20
 
@@ -41,8 +43,11 @@ class Functions:
         self._received = bytearray()
         self.outcome: Outcome | None = None  # once the process has ended
         self.lost = False  # no further call can be answered
-        with theirs:
-            self._run = link.start(Program(source=source, role="functions", limits=limits), theirs.fileno())
+        program = Program(source=source, role="functions", limits=limits)
+        with theirs, ExitStack() as unless_started:
+            unless_started.callback(self._channel.close)
+            self._run = link.start(program, theirs.fileno())
+            unless_started.pop_all()
 
     def call(self, name: str, arguments: list[Any], keywords: dict[str, Any], seconds: float) -> Any:
         """What the function returns. Raises `NoAnswer`, `SandboxError`, and `values.Unsendable` for the arguments."""
@@ -141,41 +146,44 @@ def try_out(link: Link, solution: str, tests: Suite, limits: Limits) -> Trial:
 
     The tests' word that they passed comes on a pipe that only their process has; no word is no pass.
     """
-    ours, theirs = socket.socketpair()
-    told, tell = os.pipe()
-    trusted = Program(
-        source=tests.prompt,
-        role="tests",
-        limits=limits,
-        parameters={"entry": tests.entry, "tests": tests.tests},
-    )
+    role = {"entry": tests.entry, "tests": tests.tests}
+    trusted = Program(source=tests.prompt, role="tests", limits=limits, parameters=role)
     hostile = Program(source=solution, role="functions", limits=limits)
-    with open(told, "rb") as report:
-        try:
-            other = link.start(hostile, theirs.fileno())
-            try:
-                run = link.start(trusted, ours.fileno(), tell)
-                ended: Outcome | None = None
-                theirs.close()
-                ours.close()
-                outcome = None
-                while outcome is None:
-                    watched = [run] if ended else [run, other]
-                    select.select(watched, [], [], limits.wall_seconds)
-                    ended = ended or other.poll()
-                    outcome = run.poll()
-            finally:
-                other.close()
-        finally:
-            ours.close()
-            theirs.close()
-            os.close(tell)
-        failures = _failures(report.read(), len(tests.tests)) if outcome.ok else None
+    with ExitStack() as stack:
+        one, other = socket.socketpair()
+        told, tell = os.pipe()
+        report = stack.enter_context(open(told, "rb", buffering=0))
+        os.set_blocking(told, False)
+        with one, other, open(tell, "wb"):
+            solving = stack.enter_context(closing(link.start(hostile, one.fileno())))
+            testing = stack.enter_context(closing(link.start(trusted, other.fileno(), tell)))
+        said, solved, tested = bytearray(), None, None
+        while tested is None:
+            watched: list[Run | FileIO] = [testing, *([] if solved else [solving]), *([] if report.closed else [report])]
+            ready = select.select(watched, [], [], limits.wall_seconds)[0]
+            if report in ready:
+                said += _piece(report)
+            solved = solved or solving.poll()
+            tested = testing.poll()
+        while piece := b"" if report.closed else _piece(report):
+            said += piece
+    failures = _failures(bytes(said), len(tests.tests)) if tested.ok else None
     if failures is None:
-        failures = [f"the tests ended by {outcome.ended}"] * len(tests.tests)
-    return Trial(failures, outcome, ended)
+        failures = [f"the tests ended by {tested.ended}"] * len(tests.tests)
+    return Trial(failures, tested, solved)
+
+
+def _piece(report: FileIO) -> bytes:
+    """What has been written meanwhile; closes the report at its end."""
+    piece = report.read(2**16)
+    if piece == b"":
+        report.close()
+    return piece or b""
 
 
 def _failures(report: bytes, count: int) -> list[str] | None:
-    found = json.loads(report or b"null")
+    try:
+        found = json.loads(report)
+    except ValueError:
+        return None
     return found if isinstance(found, list) and len(found) == count else None

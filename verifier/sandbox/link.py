@@ -27,9 +27,10 @@ class Link:
         It may have to wait for a free slot; its time counts from its start.
         """
         header = json.dumps({"limits": asdict(program.limits), "argv": bool(program.argv)}).encode()
+        body = program.packed()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         (out, out_end), (err, err_end) = os.pipe(), os.pipe()
-        handed = [theirs.detach(), _sealed(program.packed()), _sealed(program.stdin), out_end, err_end]
+        handed = [theirs.detach(), _sealed(body), _sealed(program.stdin), out_end, err_end]
         run = Run(ours, out, err, program.limits)
         try:
             socket.send_fds(self._connection, [header], [*handed, *further])
