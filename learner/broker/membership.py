@@ -19,6 +19,8 @@ class Peer:
     last_heard: float
     bucket: Bucket  # how much it may say
     last_delivery: float  # when it last brought a rollout or a verdict, or got its first
+    oldest_job: int = -1  # of a verifier
+    oldest_since: float = 0.0  # when this job became its oldest
     capacity: int = 0
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
 

@@ -40,6 +40,7 @@ from protocol.messages import (
     RolloutDone,
     RunSpec,
     Sampling,
+    Verdict,
     VerifyDone,
     VerifyRequest,
     WeightManifest,
@@ -390,7 +391,7 @@ class Broker:
             log.warning("the broker was held up for %.1f s; nobody counts as silent for that", held_up)
             for peer in self.members:
                 peer.last_heard = min(moment, peer.last_heard + held_up)
-                peer.last_delivery = min(moment, peer.last_delivery + held_up)
+                peer.oldest_since = min(moment, peer.oldest_since + held_up)
         self._looked = moment
         for lease in self.stream.overdue(moment):
             log.warning(
@@ -400,15 +401,28 @@ class Broker:
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
-            if not self.stream.jobs_held(peer.name):
-                peer.last_delivery = moment
-            elif moment - peer.last_delivery > stream.verify_seconds + stream.silence_seconds:
-                self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+            self._look_after_verifier(peer, moment)
         if self._absent.passed:
             for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
         self._look_after_learner()
+
+    def _look_after_verifier(self, peer: Peer, moment: float) -> None:
+        """Jobs are judged in their order: the oldest takes no longer than its own checks. If it does, it is lost."""
+        job, stream = self.stream.oldest_job(peer.name), self.config.stream
+        if job is None or job.job_id != peer.oldest_job:
+            peer.oldest_job, peer.oldest_since = job.job_id if job else -1, moment
+        elif moment - peer.oldest_since <= self.stream.checks_of(job) * stream.verify_seconds + stream.silence_seconds:
+            return
+        elif peer.last_delivery < peer.oldest_since:
+            self._refuse(peer.identity, "verdicts", "none came in time; its jobs go to others", fatal=True)
+        else:
+            log.warning("%s answers others, but not job %d", peer.name, job.job_id)
+            void = Verdict(reward=None, parts={}, reason="the verifier did not answer", seconds=0.0)
+            self.stream.verify_done(
+                VerifyDone(job_id=job.job_id, group_id=job.group_id, sample_index=job.sample, verdict=void)
+            )
 
     def _look_after_learner(self) -> None:
         learner, stream = self.members.learner, self.stream

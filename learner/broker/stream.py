@@ -217,7 +217,7 @@ class Stream:
         self._batch_may_be = True
 
     def skip_numbers(self) -> None:
-        """Nothing new gets a number of a lease or a job that peers know and the journal does not."""
+        """Nothing new gets the number of a lease or a job that peers know of, but which the journal lost."""
         self._next_lease += SKIPPED
         self._next_job += SKIPPED
         self.changes.state = True
@@ -542,6 +542,17 @@ class Stream:
         sample.state = SampleState.VOID if verdict.void else SampleState.SCORED
         if group.finished:
             self._finish(group)
+
+    def oldest_job(self, verifier: str) -> RunningJob | None:
+        """Of the jobs that `verifier` holds the one that it was given first."""
+        if not self._judging[verifier]:
+            return None
+        return next(job for job in self.jobs.values() if job.verifier == verifier)
+
+    def checks_of(self, job: RunningJob) -> int:
+        """Rewards that a job has to compute, one after the other."""
+        group = self.groups.get(job.group_id)
+        return 1 + group.task.reward.count("+") if group else 1
 
     def _end_job(self, job: RunningJob) -> None:
         del self.jobs[job.job_id]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -244,6 +245,33 @@ def test_a_write_that_failed_is_raised_by_the_next_call_with_its_path(make: Call
     checkpoints.save(policy, steps, Progress(policy_version=1, optimizer_steps=1))
     with pytest.raises(OSError, match=sentence):
         checkpoints.finish()
+
+
+def test_a_full_disk_ends_the_learner_with_the_path_and_leaves_the_checkpoint_before(
+    make: Callable[..., Made], program: ModuleType, ranks: Ranks
+) -> None:
+    policy, steps, checkpoints = make()
+    program.train(policy, steps, ranks, range(1))
+    checkpoints.save(policy, steps, Progress(policy_version=1, optimizer_steps=1))
+    checkpoints.finish()
+    truth = program.held(policy, steps)
+    program.train(policy, steps, ranks, range(1, 2))
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, room[1]))
+    try:
+        checkpoints.save(policy, steps, Progress(policy_version=2, optimizer_steps=2))
+        with pytest.raises(OSError, match=r"step_00000002: could not be written: .*[Ff]ile too large"):
+            checkpoints.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert checkpoints.latest() == checkpoints.directory / "step_00000001"
+    policy, steps, checkpoints = make()
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
+    checkpoints.restore(policy, steps, checkpoints.directory / "step_00000001")
+    assert equal(program.held(policy, steps), truth)
+    checkpoints.save(policy, steps, Progress(policy_version=2, optimizer_steps=2))
+    checkpoints.finish()
+    assert checkpoints.latest() == checkpoints.directory / "step_00000002"
 
 
 def test_a_write_without_end_is_given_up_with_its_path(

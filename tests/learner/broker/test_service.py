@@ -607,6 +607,70 @@ def test_a_journal_that_cannot_be_written_ends_the_run_in_time(tmp_path: Path, m
     running.close()
 
 
+def test_a_job_that_a_verifier_lost_while_it_answers_others_is_sent_again(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.3, verify_seconds=0.1, max_staleness=1000)
+    try:
+        learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
+        for peer in peers:
+            peer.expect(Welcome)
+        learner.send(manifest(0))
+        actor.send(LeaseRequest(capacity=2))
+        verifier.send(VerifyRequest(capacity=4))
+        lost, again, deadline = None, None, Deadline(10.0)
+        while again is None and not deadline.passed:
+            for peer in peers:
+                peer.send(Heartbeat())
+            if isinstance(lease := actor.dealer.receive(0.01), Lease):
+                for sample in lease.sample_indexes:
+                    actor.send(completion(lease, sample, 0))
+            if isinstance(job := verifier.dealer.receive(0.01), VerifyJob):
+                if lost is None:
+                    lost = job
+                elif (job.group_id, job.sample_index) == (lost.group_id, lost.sample_index):
+                    again = job
+                else:
+                    verifier.send(judged(job))
+        assert lost
+        assert again
+        assert again.job_id != lost.job_id
+        assert running.broker.stream.counts["void_verdicts"] == 1
+    finally:
+        running.close()
+
+
+def test_a_verifier_that_answers_nothing_is_thrown_out_and_its_jobs_go_to_others(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.4, verify_seconds=0.1)
+    try:
+        learner, actor, deaf, other = peers = [
+            running.join(role, name)
+            for role, name in (("learner", "l"), ("actor", "a"), ("verifier", "deaf"), ("verifier", "other"))
+        ]
+        for peer in peers:
+            peer.expect(Welcome)
+        learner.send(manifest(0))
+        deaf.send(VerifyRequest(capacity=4))
+        actor.send(LeaseRequest(capacity=2))
+        lease = actor.expect(Lease, skip=WeightManifest)
+        for sample in lease.sample_indexes:
+            actor.send(completion(lease, sample, 0))
+        jobs = [deaf.expect(VerifyJob) for _ in lease.sample_indexes]
+        other.send(VerifyRequest(capacity=4))
+        refusal, deadline = None, Deadline(10.0)
+        while refusal is None and not deadline.passed:
+            for peer in peers:
+                peer.send(Heartbeat())
+            message = deaf.dealer.receive(0.02)
+            refusal = message if isinstance(message, Refusal) else None
+        assert refusal
+        assert refusal.fatal
+        assert "none came in time" in refusal.problem
+        again = [other.expect(VerifyJob) for _ in jobs]
+        assert [job.sample_index for job in again] == [job.sample_index for job in jobs]
+        assert running.broker.stream.counts["void_verdicts"] == 0
+    finally:
+        running.close()
+
+
 def test_a_learner_killed_and_started_again_takes_its_place_and_gets_the_same_batch(tmp_path: Path) -> None:
     running = Running(tmp_path, max_staleness=0)
     learner, actor, verifier = (running.join(role) for role in ("learner", "actor", "verifier"))
