@@ -159,7 +159,11 @@ def try_out(link: Link, solution: str, tests: Suite, limits: Limits) -> Trial:
             testing = stack.enter_context(closing(link.start(trusted, other.fileno(), tell)))
         said, solved, tested = bytearray(), None, None
         while tested is None:
-            watched: list[Run | FileIO] = [testing, *([] if solved else [solving]), *([] if report.closed else [report])]
+            watched: list[Run | FileIO] = [
+                testing,
+                *([] if solved else [solving]),
+                *([] if report.closed else [report]),
+            ]
             ready = select.select(watched, [], [], limits.wall_seconds)[0]
             if report in ready:
                 said += _piece(report)
