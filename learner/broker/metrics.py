@@ -9,16 +9,22 @@ from prometheus_client.registry import Collector
 from learner.broker.journal import Journal
 from learner.broker.membership import Members
 from learner.broker.stream import Stream
+from protocol.connections import Connections
+
+REASONS = ("crowd", "unproven", "bytes", "flood", "refused", "deaf")  # why a connection is cut off
 
 
 class BrokerCollector(Collector):
     """Reads stream and members at every scrape, so that nothing is counted in two places."""
 
-    def __init__(self, stream: Stream, members: Members, journal: Journal) -> None:
+    def __init__(self, stream: Stream, members: Members, journal: Journal, connections: Connections) -> None:
         self.stream = stream
         self.journal = journal
         self.members = members
+        self.connections = connections
+        self.messages = 0
         self.rejected_messages = 0
+        self.fingerprint_mismatches = 0
         self.flooding_messages = 0
 
     def collect(self) -> Iterable[Metric]:
@@ -48,8 +54,15 @@ class BrokerCollector(Collector):
         yield _counter("broker_journal_bytes", "Tasks, rollouts and verdicts written", self.journal.bytes_written)
         yield _gauge("broker_journal_file_bytes", "Size of the journal's file", self.journal.file_bytes)
         yield _counter("broker_groups_late", "Groups trained older than max_staleness", counts["late_groups"])
+        yield _counter(
+            "broker_fingerprint_mismatches",
+            "Rollouts and versions whose weights are not those published under their number: must stay 0",
+            self.fingerprint_mismatches,
+        )
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
         yield _counter("broker_messages_flooding", "Messages beyond the rate of their peer", self.flooding_messages)
+        yield _counter("broker_messages", "Messages that came, whatever became of them", self.messages)
+        yield from self._connections()
         dropped = CounterMetricFamily("broker_groups_dropped", "Groups dropped", labels=["reason"])
         for reason, count in sorted(stream.dropped.items()):
             dropped.add_metric([reason], count)
@@ -58,6 +71,16 @@ class BrokerCollector(Collector):
         for role in ("learner", "actor", "verifier"):
             peers.add_metric([role], len(self.members.of(role)))
         yield peers
+
+    def _connections(self) -> Iterable[Metric]:
+        connections = self.connections
+        yield _gauge("broker_connections", "Open TCP connections", connections.count)
+        yield _gauge("broker_connections_unproven", "Open connections that did not say Hello", connections.unproven)
+        yield _counter("broker_handshakes_failed", "Connections without the right keys", connections.failed_handshakes)
+        cut_off = CounterMetricFamily("broker_connections_cut", "Connections that the broker ended", labels=["reason"])
+        for reason in REASONS:
+            cut_off.add_metric([reason], connections.cut_off[reason])
+        yield cut_off
 
 
 def registry(collector: BrokerCollector) -> CollectorRegistry:

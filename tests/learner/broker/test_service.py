@@ -278,6 +278,7 @@ def test_an_actor_with_other_weights_is_thrown_out_and_its_lease_goes_on(running
     refusal = actor.expect(Refusal)
     assert refusal.fatal
     assert "stale is not version 0" in refusal.problem
+    assert running.broker.collector.fingerprint_mismatches == 1
     other = running.join("actor", "other")
     other.expect(Welcome)
     other.expect(WeightManifest)
@@ -802,17 +803,6 @@ def test_a_peer_that_floods_is_refused_and_the_others_go_on(tmp_path: Path) -> N
     honest.send(Heartbeat())
     honest.expect(Heartbeat)
     assert [peer.name for peer in running.broker.members] == ["honest"]
-    running.close()
-
-
-def test_strangers_beyond_the_rate_are_not_even_answered(tmp_path: Path) -> None:
-    running = Running(tmp_path, strangers_per_second=1.0)
-    with Dealer(running.router.address) as stranger:
-        for _ in range(500):
-            stranger.send(Heartbeat())
-        answers = len([*iter(lambda: stranger.receive(0.3), None)])
-    assert 10 <= answers <= 12
-    assert running.broker.collector.flooding_messages >= 488
     running.close()
 
 
