@@ -12,6 +12,12 @@ verdicts = Counter("verifier_verdicts_total", "Verdicts sent: reward, void", ["o
 workers_ended = Counter(
     "verifier_workers_killed_total", "Workers ended and replaced: timeout, memory, starved, lost, renewed", ["reason"]
 )
+sandbox_walls = Gauge("verifier_sandbox_wall", "Whether a wall of the sandbox stands on this host: 1 or 0", ["wall"])
+sandbox_runs = Counter(
+    "verifier_sandbox_runs_total",
+    "Programs run in the sandbox: exit, signal, cpu, wall, memory, output (or ended by the check for that), aborted",
+    ["ended"],
+)
 jobs_queued = Gauge("verifier_jobs_queued", "Jobs that no worker has begun")
 jobs_running = Gauge("verifier_jobs_running", "Jobs that a worker is at")
 messages_rejected = Counter("verifier_messages_rejected_total", "Messages that could not be taken")
