@@ -99,7 +99,14 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
-    server = partial(WeightServer, fanout=config.weights.fanout, shared_memory=config.weights.shared_memory)
+    server = partial(
+        WeightServer,
+        fanout=config.weights.fanout,
+        shared_memory=config.weights.shared_memory,
+        group=config.weights.group,
+        group_seconds=config.weights.group_seconds,
+        device=ranks.device,
+    )
     with (
         Link(config.broker, _hello(port)) as link,
         server(Store(settings.versions_kept), own_address(config.broker)) as weights,

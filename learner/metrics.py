@@ -46,8 +46,13 @@ PUBLISH_SECONDS = Histogram(
 )
 WEIGHTS_SERVED = Counter(
     "learner_weights_served_bytes",
-    "Bytes of weight shards sent over the wire by encoding: full, delta",
+    "Bytes of weights sent over the wire by encoding: full, delta, group (one broadcast to all its members)",
     ["encoding"],
+    registry=REGISTRY,
+)
+GROUPS_DISSOLVED = Counter(
+    "learner_weight_groups_dissolved",
+    "Groups of actors that received weights by broadcast and lost a member or their time",
     registry=REGISTRY,
 )
 ACTOR_PAUSE = Histogram(
@@ -58,7 +63,7 @@ ACTOR_PAUSE = Histogram(
 )
 ACTOR_FETCH = Histogram(
     "learner_actor_fetch_seconds",
-    "Time from an actor's first request for a version to its last byte verified, by way: shared_memory, zmq, relay",
+    "Time from an actor's request for a version to its last byte verified, by way: shared_memory, zmq, relay, group",
     ["way"],
     buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
     registry=REGISTRY,
