@@ -30,6 +30,7 @@ from learner.record import Record, open_record, resume_record, versions
 from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
+from protocol.sockets import own_address
 
 log = logging.getLogger("learner")
 
@@ -80,9 +81,10 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
         ).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
-    port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
+    address = own_address(config.broker)
+    port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
-    with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
+    with Link(config.broker, _hello(address, port), versions_kept=settings.versions_kept) as link:
         run_spec = _run_spec(link.welcome, ranks)
         learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)
         signal.signal(signal.SIGTERM, lambda *_: link.interrupt("the learner got SIGTERM"))
@@ -128,13 +130,14 @@ def _record(config: LearnerRoot, restored: Progress) -> Record:
     return open_record(directory, samples)
 
 
-def _hello(port: int) -> Hello:
+def _hello(address: str, port: int) -> Hello:
     return Hello(
         role="learner",
         name="learner",
         host=socket.gethostname(),
         pid=os.getpid(),
         metrics_port=port,
+        metrics_host=address,
         versions=versions(),
         session=secrets.token_hex(8),
     )

@@ -8,13 +8,11 @@ the end of the run, an error of this thread, or a deadline.
 import logging
 import os
 import queue
-import socket
 import threading
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from types import TracebackType
 from typing import Self, TypeAlias
-from urllib.parse import urlsplit
 
 import zmq
 
@@ -39,7 +37,7 @@ from protocol.messages import (
     Sure,
     WeightManifest,
 )
-from protocol.sockets import Rejected, Router
+from protocol.sockets import Rejected, Router, own_address
 
 log = logging.getLogger("learner")
 
@@ -243,16 +241,6 @@ class Link:
                 self._weights.send(actor, self._store.shard(message.version, message.shard))
             else:
                 log.warning("the weight server ignored: %s", message)
-
-
-def own_address(broker: str) -> str:
-    """The address of this host on the way to `broker`: where the actors of the same run can reach it."""
-    target = urlsplit(broker)
-    if not target.hostname or not target.port:
-        raise ValueError(f"broker={broker}: give the address as tcp://host:port")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
-        probe.connect((target.hostname, target.port))
-        return str(probe.getsockname()[0])
 
 
 def _wake_pair() -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:

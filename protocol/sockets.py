@@ -6,10 +6,12 @@ cannot be taken is handed back as a `Rejected`, with the peer and the field, and
 with the keys of the process, if it has any (`protocol.security`).
 """
 
+import socket
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import zmq
 
@@ -183,3 +185,19 @@ def _decoded(peer: bytes, frames: Sequence[Frame]) -> Message | Rejected:
         return decode(frames)
     except MalformedMessage as error:
         return Rejected(peer, error.field, error.problem)
+
+
+def own_address(peer: str) -> str:
+    """The address of this host on the way to `peer` (tcp://host:port): where those on that way can reach it.
+
+    Raises `ValueError` when there is none.
+    """
+    target = urlsplit(peer)
+    if not target.hostname or not target.port:
+        raise ValueError(f"{peer}: give the address as tcp://host:port")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
+        try:
+            probe.connect((target.hostname, target.port))
+        except OSError as error:
+            raise ValueError(f"{peer}: this host knows no way there: {error}") from None
+        return str(probe.getsockname()[0])

@@ -9,6 +9,7 @@ What unblocks whom is `Stream.waiting_for`.
 import heapq
 import json
 import logging
+import socket
 from functools import singledispatchmethod
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -60,6 +61,7 @@ RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
+EVERY_ADDRESS = ("0.0.0.0", "[::]")  # of a host, at which none of them can be reached from another
 
 SHOWN_COUNTS = (
     "generated_tokens",
@@ -191,19 +193,20 @@ class Broker:
                 if not self._unwritten:
                     log.error("the journal cannot be written: %s; trying again for %.0f s", error, patience.seconds)
                 self._unwritten = f"room for the journal ({error})"
+                self.collector.unwritten_seconds = max(patience.seconds - patience.remaining, RETRY_SECONDS)
                 self._publish_status()
                 pause(RETRY_SECONDS)
                 continue
             if self._unwritten:
                 log.info("the journal can be written again")
-            self._unwritten = ""
+            self._unwritten, self.collector.unwritten_seconds = "", 0.0
             return
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         for identity in self.router.send_all(outgoing):
             if peer := self.members.get(identity):
-                self._lose(peer, "does not read what it is sent")
+                self._lose(peer, "deaf", "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -265,7 +268,7 @@ class Broker:
             if silent < TAKEN_HEARTBEATS * stream.heartbeat_seconds:
                 self._refuse(identity, "name", _taken(hello, holder), fatal=False)
                 return
-            self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
+            self._lose(holder, "replaced", f"was silent for {silent:.1f} s and another process takes its place")
         bucket = before.bucket if before else Bucket(stream.messages_per_second, BURST_SECONDS)
         peer = self.members.join(identity, hello, bucket, moment)
         self._say(
@@ -372,7 +375,7 @@ class Broker:
         if peer.hello.role == "learner" and message.finished:
             self.end(message.reason, finished=True)  # and stays to hear it, like all the others
         else:
-            self._lose(peer, f"left: {message.reason}")
+            self._lose(peer, "left", f"left: {message.reason}")
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
@@ -381,7 +384,7 @@ class Broker:
             log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
         self._say(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
         if peer and fatal:
-            self._lose(peer, "was refused")
+            self._lose(peer, "refused", "was refused")
 
     # ------------------------------------------------------------ deadlines
 
@@ -399,12 +402,13 @@ class Broker:
                 *(lease.lease_id, lease.actor, stream.lease_seconds, len(lease.samples)),
             )
         for peer in self.members.silent(moment, stream.silence_seconds):
-            self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
+            self._lose(peer, "silent", f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
             self._look_after_verifier(peer, moment)
         if self._absent.passed:
             for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
+                self.collector.lost["actor", "silent"] += 1
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
         self._look_after_learner()
 
@@ -436,7 +440,9 @@ class Broker:
             self._refuse(learner.identity, "consumed", problem, fatal=True)
             self._consumed_by.renew()
 
-    def _lose(self, peer: Peer, why: str) -> None:
+    def _lose(self, peer: Peer, reason: str, why: str) -> None:
+        """A peer is gone: for a `reason` that is counted, which `why` tells in words."""
+        self.collector.lost[peer.hello.role, reason] += 1
         self.members.leave(peer.identity)
         leases = self.stream.actor_lost(peer.name)
         jobs = self.stream.verifier_lost(peer.name)
@@ -554,13 +560,14 @@ class Broker:
 
     def _targets(self) -> list[dict[str, object]]:
         """Prometheus HTTP service discovery: every live process, this one included."""
+        host, _, port = self.http.address.removeprefix("http://").rpartition(":")
         own: dict[str, object] = {
-            "targets": [self.http.address.removeprefix("http://")],
+            "targets": [f"{socket.gethostname() if host in EVERY_ADDRESS else host}:{port}"],
             "labels": _labels("broker", "broker", self.spec),
         }
         others: list[dict[str, object]] = [
             {
-                "targets": [f"{peer.hello.host}:{peer.hello.metrics_port}"],
+                "targets": [f"{peer.hello.metrics_host or peer.hello.host}:{peer.hello.metrics_port}"],
                 "labels": _labels(peer.hello.role, peer.name, self.spec),
             }
             for peer in self.members

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.link import Link, own_address
+from learner.link import Link
 from learner.weights import snapshot
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import (
@@ -256,9 +256,3 @@ def test_an_error_in_training_is_told_to_the_broker(broker: FakeBroker) -> None:
     goodbye = broker.expect(Goodbye)
     assert not goodbye.finished
     assert "boom" in goodbye.reason
-
-
-def test_the_own_address_is_the_one_on_the_way_to_the_broker() -> None:
-    assert own_address("tcp://127.0.0.1:5555") == "127.0.0.1"
-    with pytest.raises(ValueError, match="tcp://host:port"):
-        own_address("127.0.0.1")

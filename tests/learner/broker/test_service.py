@@ -1,8 +1,10 @@
 """The broker as its peers see it: a real router on loopback, peers played by the test."""
 
 import json
+import re
 import secrets
 import shutil
+import socket
 import threading
 import time
 import urllib.error
@@ -405,13 +407,59 @@ def test_status_targets_and_metrics_show_who_is_there(running: Running) -> None:
     assert {peer["name"] for peer in status["peers"]} == {"learner", "actor"}
     assert status["waiting_for"] == "a first verifier to join"
     targets = json.loads(running.page("/targets"))
-    assert {target["labels"]["job"] for target in targets} == {"broker", "learner", "actor"}
+    assert {target["labels"]["job"]: target["targets"] for target in targets} == {
+        "broker": [running.http.address.removeprefix("http://")],
+        "learner": ["127.0.0.1:9"],
+        "actor": ["127.0.0.1:9"],
+    }
     metrics = running.page("/metrics").decode()
     assert 'broker_peers{role="actor"} 1.0' in metrics
     assert "# HELP broker_groups_ready " in metrics
     with pytest.raises(urllib.error.HTTPError) as error:
         running.page("/nothing")
     error.value.close()
+
+
+def test_a_target_is_where_its_metrics_are_served_and_not_its_name(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    try:
+        actor = running.join("actor")
+        actor.expect(Welcome)
+        actor.send(replace(actor.hello, metrics_host="10.0.0.7", session="other", name="other"))
+        actor.expect(Welcome)
+        running.http.address = "http://0.0.0.0:9400"
+        running.broker._publish_status()
+        found = json.loads(running.http.pages["/targets"][1])
+        targets = {target["labels"]["process"]: target["targets"] for target in found}
+        assert targets["other"] == ["10.0.0.7:9"]
+        assert targets["broker"] == [f"{socket.gethostname()}:9400"]
+    finally:
+        running.close()
+
+
+def test_peers_that_are_lost_are_counted_by_the_reason_and_the_run_stands_since_its_last_batch(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.3)
+    try:
+        silent, leaving, other = (running.join("actor", name) for name in ("silent", "leaving", "other"))
+        for peer in running.peers:
+            peer.expect(Welcome)
+        leaving.send(Goodbye(reason="got SIGTERM", finished=False))
+        other.send(manifest(0))
+        assert other.expect(Refusal).fatal
+        deadline = Deadline(5.0)
+        while running.broker.members.named("silent") and not deadline.passed:
+            time.sleep(0.02)
+        began = time.time()
+        running.broker._publish_status()
+        metrics = running.http.pages["/metrics"][1].decode()
+        for reason, count in {"left": 1.0, "silent": 1.0, "refused": 1.0, "replaced": 0.0, "deaf": 0.0}.items():
+            assert f'broker_peers_lost_total{{reason="{reason}",role="actor"}} {count}' in metrics
+        assert 'broker_peers_lost_total{reason="silent",role="learner"} 0.0' in metrics
+        stands_since = float(re.findall(r"^broker_progress_timestamp_seconds (\S+)", metrics, re.MULTILINE)[0])
+        assert began - 10 < stands_since <= began
+        assert "broker_journal_unwritten_seconds 0.0" in metrics
+    finally:
+        running.close()
 
 
 @pytest.mark.parametrize(
