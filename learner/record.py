@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from learner.reflection import reflective_words
+from learner.votes import majority_right
 from protocol.messages import GroupBatch, ScoredRollout
 
 log = logging.getLogger("learner")
@@ -25,13 +27,16 @@ def describe(batch: GroupBatch) -> dict[str, Any]:
     scored = [item for group in batch.groups for item in group.scored]
     rewards = np.array([_reward(item) for item in scored])  # [R]
     lengths = np.array([len(item.rollout.token_ids) for item in scored])  # [R]
-    right = np.array([item.verdict.parts.get("accuracy", _reward(item)) > 0.999 for item in scored])  # [R]
+    right = np.array([_right(item) for item in scored])  # [R]
     token_lags = batch.policy_version - np.concatenate([item.rollout.token_versions for item in scored])  # [tokens]
     names = sorted({name for item in scored for name in item.verdict.parts})
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
         "parts": {name: _part_mean(scored, name) for name in names},
+        "accuracy": float(right.mean()),
+        "majority_accuracy": float(np.mean([majority_right(_answers(group.scored)) for group in batch.groups])),
+        "reflective_words": reflective_words([item.rollout.text for item in scored]),
         "length_mean": float(lengths.mean()),
         "length_max": int(lengths.max()),
         "length_correct_mean": float(lengths[right].mean()) if right.any() else None,
@@ -48,6 +53,15 @@ def describe(batch: GroupBatch) -> dict[str, Any]:
 def _reward(item: ScoredRollout) -> float:
     assert item.verdict.reward is not None, "the broker hands out no void rollouts"
     return item.verdict.reward
+
+
+def _right(item: ScoredRollout) -> bool:
+    return item.verdict.parts.get("accuracy", _reward(item)) > 0.999
+
+
+def _answers(scored: tuple[ScoredRollout, ...]) -> list[tuple[str, bool]]:
+    """Text of each rollout, and whether it is right."""
+    return [(item.rollout.text, _right(item)) for item in scored]
 
 
 def _part_mean(scored: list[ScoredRollout], name: str) -> float:
