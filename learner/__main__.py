@@ -84,6 +84,7 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     address = own_address(config.broker)
     port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
+    metrics.show_disk(record.directory)
     with Link(config.broker, _hello(address, port), versions_kept=settings.versions_kept) as link:
         run_spec = _run_spec(link.welcome, ranks)
         learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)

@@ -1,7 +1,9 @@
 """What the learner tells Prometheus."""
 
 import math
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -30,6 +32,8 @@ CHECKPOINT_SECONDS = Histogram(
 CHECKPOINT_WAITS = Counter(
     "learner_checkpoint_waits", "Times that training waited until a checkpoint was written", registry=REGISTRY
 )
+DISK = Gauge("learner_disk_bytes", "Size of the disk of the run's directory", registry=REGISTRY)
+DISK_FREE = Gauge("learner_disk_free_bytes", "Free on the disk of the run's directory", registry=REGISTRY)
 POLICY_VERSION = Gauge("learner_policy_version", "Optimizer steps behind the weights", registry=REGISTRY)
 TRAINED_FLOP = Counter("learner_trained_flop", "FLOP that training on the batches takes the model", registry=REGISTRY)
 TRAINED_TOKENS = Counter("learner_trained_tokens", "Completion tokens trained", registry=REGISTRY)
@@ -158,6 +162,12 @@ _STALE_GAUGES = {
     ),
     "tokens": Gauge("learner_stale_tokens", "Tokens of the last batch by staleness", ["staleness"], registry=REGISTRY),
 }
+
+
+def show_disk(directory: Path) -> None:
+    """Tell of the disk on which `directory` lies, from now on."""
+    DISK.set_function(lambda: shutil.disk_usage(directory).total)
+    DISK_FREE.set_function(lambda: shutil.disk_usage(directory).free)
 
 
 def show(row: Mapping[str, Any], received: GroupBatch, credited: Credited, result: StepResult) -> None:

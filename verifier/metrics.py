@@ -15,3 +15,8 @@ workers_ended = Counter(
 jobs_queued = Gauge("verifier_jobs_queued", "Jobs that no worker has begun")
 jobs_running = Gauge("verifier_jobs_running", "Jobs that a worker is at")
 messages_rejected = Counter("verifier_messages_rejected_total", "Messages that could not be taken")
+
+for outcome in ("reward", "void"):
+    verdicts.labels(outcome=outcome)  # a rise from nothing is no rise to Prometheus
+for reason in ("timeout", "memory", "starved", "lost", "renewed"):
+    workers_ended.labels(reason=reason)

@@ -25,7 +25,7 @@ ATTEMPTS = 5
 
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of `device` in `dtype`: by its data sheet, or as fast as it multiplies two matrices here and now."""
+    """FLOP a second of `device` in `dtype`: by its data sheet, or as fast as it multiplies matrices here and now."""
     stated = data_sheet(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
     return stated or measured(device, dtype)
 

@@ -28,9 +28,7 @@ def test_a_precision_that_is_not_on_the_sheet_is_not_made_up() -> None:
     assert data_sheet("NVIDIA H200", torch.float16) is None
 
 
-def test_a_device_without_a_sheet_is_measured_and_a_product_of_its_own_does_not_beat_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_device_without_a_sheet_is_measured_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peak.SIDES, "cpu", 256)
     best = measured(torch.device("cpu"), torch.float32)
     assert 1e8 < best < 1e15

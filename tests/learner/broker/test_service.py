@@ -440,7 +440,7 @@ def test_a_target_is_where_its_metrics_are_served_and_not_its_name(tmp_path: Pat
 def test_peers_that_are_lost_are_counted_by_the_reason_and_the_run_stands_since_its_last_batch(tmp_path: Path) -> None:
     running = Running(tmp_path, silence_seconds=0.3)
     try:
-        silent, leaving, other = (running.join("actor", name) for name in ("silent", "leaving", "other"))
+        _, leaving, other = (running.join("actor", name) for name in ("silent", "leaving", "other"))
         for peer in running.peers:
             peer.expect(Welcome)
         leaving.send(Goodbye(reason="got SIGTERM", finished=False))
@@ -632,10 +632,20 @@ def test_nothing_is_said_before_it_is_written(tmp_path: Path, monkeypatch: pytes
     actor.send(LeaseRequest(capacity=2))
     assert actor.dealer.receive(0.5) is None
     assert "room for the journal (database or disk is full)" in json.loads(running.page("/status"))["waiting_for"]
+    assert seconds_unwritten(running) > 0
     full.clear()
     actor.expect(WeightManifest)
     actor.expect(Lease)
+    running.broker._publish_status()
+    assert seconds_unwritten(running) == 0
     running.close()
+
+
+def seconds_unwritten(running: Running) -> float:
+    """As Prometheus reads it."""
+    found = re.search(r"^broker_journal_unwritten_seconds (\S+)$", running.page("/metrics").decode(), re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
