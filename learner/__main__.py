@@ -18,6 +18,7 @@ from learner import distributed, exchange, metrics, optimizer
 from learner.checkpoint import files as checkpoint_files
 from learner.checkpoint.checkpoints import Checkpoints
 from learner.checkpoint.progress import Progress
+from learner.claim import claim
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
 from learner.link import Link
@@ -62,6 +63,8 @@ def main(tree: DictConfig) -> None:
 def run(config: LearnerRoot, ranks: Ranks) -> None:
     """Load the policy, then train; rank 0 holds the line to the broker."""
     settings = config.learner
+    if ranks.first:
+        claim(Path(config.run.dir))
     policy = model.load(Path(config.model), ranks, config.policy)
     steps = optimizer.build(policy, config.optimizer)
     reference = load_reference(config, ranks)

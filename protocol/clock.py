@@ -28,6 +28,10 @@ class Deadline:
         """Start the allowance anew from now."""
         self._end = now() + self.seconds
 
+    def extend(self, seconds: float) -> None:
+        """Allow some more."""
+        self._end += seconds
+
     @property
     def remaining(self) -> float:
         """Seconds left, never negative."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import singledispatchmethod
 
-from protocol.clock import Deadline, Ticker
+from protocol.clock import Deadline, Ticker, now
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import Ack, Goodbye, Heartbeat, Hello, Message, Refusal, Sure, Welcome, WhoAreYou
 from protocol.outbox import Outbox
@@ -62,6 +62,7 @@ class Line:
         self._joined = True
         self._silent = Deadline(self.welcome.silence_seconds)
         self._lost = Deadline(self.welcome.return_seconds)
+        self._ticked = now()
         self._warned = False
         self._taken: Deadline | None = None  # while another process has the name
         self._heartbeat = Ticker(self.welcome.heartbeat_seconds / 2)  # twice as often as asked: turns take time too
@@ -114,6 +115,7 @@ class Line:
         """Send `status` when it is time. Raises `PeerSilent` when the broker has been gone for too long."""
         if self.over is not None:
             return
+        self._leave_out_sleep()
         if self._lost.passed:
             raise PeerSilent(f"the broker at {self.broker} was silent for {self._lost.seconds:g} s")
         if self._silent.passed and not self._warned:
@@ -124,6 +126,13 @@ class Line:
             self._greet()
         if self._heartbeat.due():
             self.say(status())
+
+    def _leave_out_sleep(self) -> None:
+        """A process that was stopped for long did not listen meanwhile: that is no silence of the broker."""
+        slept, self._ticked = now() - self._ticked, now()
+        if (much := slept - self.welcome.silence_seconds / 2) > 0:
+            self._silent.extend(much)
+            self._lost.extend(much)
 
     @property
     def away(self) -> str:

@@ -17,7 +17,7 @@ import zmq
 
 from protocol import security
 from protocol.codec import MAX_FRAME_BYTES, Frame, decode, encode
-from protocol.errors import MalformedMessage, PeerStalled
+from protocol.errors import MalformedMessage, PeerSilent, PeerStalled
 from protocol.messages import Message
 from protocol.security import InsecureKeys, Keys
 
@@ -169,8 +169,13 @@ class Dealer(_Endpoint):
         self.peer = connect.encode()
 
     def send(self, message: Message) -> None:
-        """Queue `message`."""
-        self.socket.send_multipart(encode(message), copy=False)
+        """Queue `message`. Raises `PeerSilent` when the other end has refused this one's keys: nobody would take it."""
+        try:
+            self.socket.send_multipart(encode(message), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            raise PeerSilent(
+                f"{self.peer.decode()} takes no messages of this process: are its keys those of the run?"
+            ) from None
 
     def receive(self, timeout: float = 0.0) -> Message | Rejected | None:
         """The next message, or None after `timeout` seconds."""

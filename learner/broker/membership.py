@@ -21,6 +21,7 @@ class Peer:
     last_delivery: float  # when it last brought a rollout or a verdict, or got its first
     oldest_job: int = -1  # of a verifier
     oldest_since: float = 0.0  # when this job became its oldest
+    overdue: bool = False  # an actor whose lease ran out and that has brought nothing since
     capacity: int = 0
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
 

@@ -314,6 +314,7 @@ class Broker:
 
     @_on.register
     def _(self, message: RolloutDone, peer: Peer) -> None:
+        peer.overdue = False
         self.stream.rollout_done(message)
 
     @_on.register
@@ -401,6 +402,8 @@ class Broker:
                 "lease %d of %s took over %.0f s; %d samples go back to the stream",
                 *(lease.lease_id, lease.actor, stream.lease_seconds, len(lease.samples)),
             )
+            if late := self.members.named(lease.actor):
+                late.overdue = True
         for peer in self.members.silent(moment, stream.silence_seconds):
             self._lose(peer, "silent", f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
@@ -469,7 +472,7 @@ class Broker:
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
         actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and (lease := self.stream.grant(actors[0][2].name, actors[0][2].capacity, now())):
+        while actors and (lease := self.stream.grant(actors[0][2].name, self._credit(actors[0][2]), now())):
             _, number, peer = actors[0]
             self._say(peer.identity, lease)
             if self._has_room(peer):
@@ -479,10 +482,14 @@ class Broker:
         self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
-        return actor.capacity - self.stream.samples_held(actor.name)
+        return self._credit(actor) - self.stream.samples_held(actor.name)
+
+    def _credit(self, actor: Peer) -> int:
+        """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
+        return min(actor.capacity, self.config.stream.group_size) if actor.overdue else actor.capacity
 
     def _has_room(self, actor: Peer) -> bool:
-        return self.stream.has_room(actor.name, actor.capacity)
+        return self.stream.has_room(actor.name, self._credit(actor))
 
     def _assign_jobs(self) -> None:
         """A job at a time to the verifier that holds fewest."""

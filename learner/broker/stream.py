@@ -699,7 +699,12 @@ class Stream:
         return bool(self.exhausted) and len(self.groups) < self.config.groups_per_step
 
     def close(self) -> None:
-        """The run is over: what is still under way is dropped, and counted."""
+        """The run is over: what is still under way is dropped, and counted, a batch that was handed out as well."""
+        for version in [version for version in self.batches if version >= self.version]:
+            del self.batches[version]
+            self.changes.batches.add(version)
+        self.furthest = self.version
+        self.changes.state = True
         for group in list(self.groups.values()):
             self._drop(group, "run_ended")
         self._ready.clear()

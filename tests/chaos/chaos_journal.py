@@ -3,7 +3,6 @@
 import os
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,23 +59,21 @@ def turns_told(path: Path) -> Path:
 
 
 class Truth:
-    """What the stream of `seed` is after so many turns."""
+    """What the stream of `seed` is after so many turns, asked for in order; what was told once is told again."""
 
     def __init__(self, seed: int) -> None:
-        self._turns = self._made(seed)
-        self._pictures: list[Any] = []
+        self._writer = Writer(seed)
+        self._turns = 0
+        self._pictures = {0: pictured(Stream(NumberedTasks(), CONFIG, 0))}
 
     def after(self, turns: int) -> Any:
-        while len(self._pictures) <= turns:
-            self._pictures.append(next(self._turns))
+        while self._turns < turns:
+            self._writer.turn()
+            self._turns += 1
+        if turns not in self._pictures:
+            assert turns == self._turns, "the world does not turn back"
+            self._pictures[turns] = pictured(self._writer.stream)
         return self._pictures[turns]
-
-    def _made(self, seed: int) -> Iterator[Any]:
-        yield pictured(Stream(NumberedTasks(), CONFIG, 0))
-        writer = Writer(seed)
-        while True:
-            writer.turn()
-            yield pictured(writer.stream)
 
 
 def found(path: Path) -> Any:

@@ -32,6 +32,7 @@ from actors.requests import Finished, ImpossiblePrompt
 from actors.weights import WeightReceiver
 from learner.checkpoint import files as checkpoint_files
 from learner.checkpoint.progress import Progress, Totals
+from learner.claim import claim
 from learner.group_ranges import merged
 from learner.link import Link as LearnerLink
 from learner.weights import Snapshot
@@ -55,7 +56,7 @@ STEP_SECONDS = 0.002  # of the engine
 WEIGHT_BYTES, SHARD_BYTES = 2**18, 2**14
 WELCOME_SECONDS = 30.0
 BATCH_SECONDS = 60.0
-RETRY_SECONDS = 0.1
+RETRY_SECONDS, TAKEN_SECONDS = 0.1, 3.0
 CHECKPOINTS_KEPT = 2
 HOPELESS = "no check of this text ever succeeds"
 
@@ -88,7 +89,7 @@ def enter(log: Path, role: Callable[..., None], *arguments: Any, **options: Any)
         os.dup2(output, stream)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    protocol.line.RETRY_SECONDS = RETRY_SECONDS
+    protocol.line.RETRY_SECONDS, protocol.line.TAKEN_SECONDS = RETRY_SECONDS, TAKEN_SECONDS
     learner.weights.SHARD_BYTES = SHARD_BYTES
     role(*arguments, **options)
 
@@ -306,13 +307,14 @@ def played_learner(
     every: int = 3,
     train_seconds: float = 0.02,
     batch_seconds: float = BATCH_SECONDS,
-    hangs_at: int = -1,
+    hangs: bool = False,
 ) -> None:
     try:
+        claim(directory)
         played = PlayedLearner(address, directory, every, train_seconds, batch_seconds)
-        if hangs_at >= 0:
+        if hangs:
             learner.link.STUCK_SECONDS = 1.0
             played.train = threading.Event().wait  # type: ignore[method-assign, assignment]
         played.run()
-    except ProtocolError as error:
+    except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"learner: {error}")

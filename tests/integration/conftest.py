@@ -23,11 +23,13 @@ class Cluster:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.commands: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def start(self, name: str, module: str, *overrides: str, ranks: int = 1) -> None:
         """Start `python -m module overrides…` (under torchrun for several ranks), its log in <name>.log."""
+        self.commands[name] = (module, overrides)
         runner = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-        with (self.directory / f"{name}.log").open("wb") as log:
+        with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *runner, "-m", module, *overrides],
                 cwd=ROOT,
@@ -100,6 +102,17 @@ class Cluster:
         process = self.processes.pop(name)
         process.send_signal(number)
         return process.wait(10)
+
+    def kill(self, name: str) -> None:
+        """kill -9, of all that the process started in its session."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def again(self, name: str, *more: str) -> None:
+        """Start a process that was killed as it was started before; the broker on the address that it had."""
+        module, overrides = self.commands[name]
+        self.start(name, module, *overrides, f"broker={self.address}", *more)
 
     def tails(self) -> str:
         """The last lines of every log."""

@@ -1,6 +1,7 @@
 """A line keeps its promises to a broker that dies, forgets, refuses and comes back."""
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from threading import Thread
@@ -263,6 +264,17 @@ def test_a_broker_that_does_not_come_back_is_an_error_in_the_time_that_it_named(
     with pytest.raises(PeerSilent, match=r"was silent for 0\.6 s"):
         live(line, lambda: waits.add(line.away))
     assert waits == {"", "the broker to come back"}
+    line.close()
+
+
+def test_time_in_which_this_process_was_stopped_is_no_silence_of_the_broker(broker: MortalBroker) -> None:
+    line = joined(broker, welcome(silence=0.2, back=0.6))
+    time.sleep(1.0)
+    line.tick(Heartbeat)
+    pump(line, broker, lambda message: isinstance(message, Heartbeat))
+    broker.router.socket.close(0)
+    with pytest.raises(PeerSilent, match=r"was silent for 0\.6 s"):
+        live(line, lambda: time.sleep(0.15))  # slow, but not asleep
     line.close()
 
 

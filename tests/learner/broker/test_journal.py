@@ -288,6 +288,41 @@ def test_a_learner_that_comes_back_gets_the_same_batches_and_nothing_new_until_i
     assert stream.grant("a", 1000, 0.0) is not None
 
 
+@pytest.mark.parametrize("goes_back", [False, True])
+def test_a_run_that_ends_with_a_batch_handed_out_drops_it_and_may_go_on_later(path: Path, goes_back: bool) -> None:
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=1)
+    stream.resume(0, (), checkpoints=True)
+    order = []
+    for _ in range(3):
+        while lease := stream.grant("a", 100, 0.0):
+            finish(stream, lease)
+        order += train(stream)
+    handed_out = stream.batch(3)
+    assert handed_out
+    journal = Journal(path, RUN)
+    journal.commit(stream)
+    if goes_back:
+        stream.restore(journal.load(2, 0), 0.0, 1)
+        assert stream.resume(1, merged((), order[:1]), checkpoints=True)
+        assert stream.batch(1)
+    stream.close()
+    journal.commit(stream)
+    journal.close()
+    again = found(path, stream.config)
+    stood = 1 if goes_back else 3
+    assert (again.version, again.furthest, again.groups) == (stood, stood, {})
+    assert all(version < stood for version in again.batches)
+    dropped = again.dropped["run_ended"]
+    assert again._next_task == again.consumed_groups + dropped
+    assert again.resume(stood, merged((), order[:stood]), checkpoints=True)
+    again.published(stood, fingerprint(stood))
+    lease = again.grant("a", 100, 0.0)
+    assert lease
+    assert lease.group_id == again.consumed_groups + dropped
+    finish(again, lease)
+    assert train(again) == [lease.group_id]
+
+
 def test_what_a_checkpoint_holds_leaves_the_journal(path: Path) -> None:
     stream = new_stream(groups_per_step=1, group_size=2)
     stream.resume(0, (), checkpoints=True)

@@ -314,6 +314,29 @@ def test_a_silent_actor_loses_its_leases(tmp_path: Path) -> None:
         running.close()
 
 
+def test_an_actor_that_lets_leases_run_out_gets_one_at_a_time_until_it_delivers(tmp_path: Path) -> None:
+    running = Running(tmp_path, lease_seconds=0.3, lease_attempts=100, max_staleness=20)
+    try:
+        learner, hole = running.join("learner"), running.join("actor", "hole")
+        learner.expect(Welcome)
+        hole.expect(Welcome)
+        learner.send(manifest(0))
+        hole.expect(WeightManifest)
+        hole.send(LeaseRequest(capacity=20))
+        swallowed = {hole.expect(Lease).group_id for _ in range(10)}
+        again = hole.expect(Lease)
+        assert again.group_id == min(swallowed)
+        other = running.join("actor", "other")
+        other.expect(WeightManifest, skip=Welcome)
+        other.send(LeaseRequest(capacity=18))
+        assert {other.expect(Lease).group_id for _ in range(9)} == swallowed - {again.group_id}
+        hole.send(completion(again, 0, 0))
+        hole.send(Heartbeat())
+        assert isinstance(hole.expect(Lease), Lease)
+    finally:
+        running.close()
+
+
 def is_end(message: object) -> bool:
     return isinstance(message, Goodbye)
 
@@ -585,7 +608,7 @@ def test_a_broker_that_was_held_up_takes_nobody_for_dead_before_it_has_listened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, a stopped process: what was said meanwhile waits to be heard, more than one turn hears."""
-    running = Running(tmp_path, silence_seconds=0.5)
+    running = Running(tmp_path, silence_seconds=1.0)
     monkeypatch.setattr("learner.broker.service.MESSAGES_A_TURN", 2)
     peers = [running.join("actor", f"actor-{index}") for index in range(8)]
     for peer in peers:
@@ -596,18 +619,15 @@ def test_a_broker_that_was_held_up_takes_nobody_for_dead_before_it_has_listened(
     def commit_late(stream: Stream) -> None:
         if not held_up.is_set():
             held_up.set()
-            time.sleep(1.5)
+            time.sleep(2.5)
         commit(stream)
 
     monkeypatch.setattr(running.journal, "commit", commit_late)
     assert held_up.wait(5)
-    for _ in range(30):
-        for peer in peers:
-            peer.send(Heartbeat())
-        time.sleep(0.05)
     for peer in peers:
-        for _ in range(30):
-            assert isinstance(peer.dealer.receive(5), Heartbeat), "the broker forgot it"
+        peer.send(Heartbeat())
+    for peer in peers:
+        assert isinstance(peer.dealer.receive(5), Heartbeat), "the broker forgot it"
     running.close()
 
 
@@ -666,7 +686,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_in_time(tmp_path: Path, m
 
 
 def test_a_job_that_a_verifier_lost_while_it_answers_others_is_sent_again(tmp_path: Path) -> None:
-    running = Running(tmp_path, silence_seconds=0.3, verify_seconds=0.1, max_staleness=1000)
+    running = Running(tmp_path, silence_seconds=1.0, verify_seconds=0.1, max_staleness=1000)
     try:
         learner, actor, verifier = peers = [running.join(role) for role in ("learner", "actor", "verifier")]
         for peer in peers:
@@ -674,7 +694,7 @@ def test_a_job_that_a_verifier_lost_while_it_answers_others_is_sent_again(tmp_pa
         learner.send(manifest(0))
         actor.send(LeaseRequest(capacity=2))
         verifier.send(VerifyRequest(capacity=4))
-        lost, again, deadline = None, None, Deadline(10.0)
+        lost, again, deadline = None, None, Deadline(20.0)
         while again is None and not deadline.passed:
             for peer in peers:
                 peer.send(Heartbeat())
@@ -697,7 +717,7 @@ def test_a_job_that_a_verifier_lost_while_it_answers_others_is_sent_again(tmp_pa
 
 
 def test_a_verifier_that_answers_nothing_is_thrown_out_and_its_jobs_go_to_others(tmp_path: Path) -> None:
-    running = Running(tmp_path, silence_seconds=0.4, verify_seconds=0.1)
+    running = Running(tmp_path, silence_seconds=0.8, verify_seconds=0.1)
     try:
         learner, actor, deaf, other = peers = [
             running.join(role, name)
