@@ -62,6 +62,8 @@ TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so 
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
 EVERY_ADDRESS = ("0.0.0.0", "[::]")  # of a host, at which none of them can be reached from another
+MANY_MESSAGES = 8  # at once: others are on their way
+GATHER_SECONDS = 0.005  # for which a turn waits for them
 
 SHOWN_COUNTS = (
     "generated_tokens",
@@ -215,17 +217,29 @@ class Broker:
     # ------------------------------------------------------------ in
 
     def _drain(self) -> None:
-        timeout = TURN_SECONDS
-        for _ in range(MESSAGES_A_TURN):
+        """Take what is there, or what comes first; where many messages come, wait for more.
+
+        A turn is a commit, and a small one writes pages of the journal that the next one writes again.
+        """
+        began = now()
+        taken = self._take_up_to(MESSAGES_A_TURN, TURN_SECONDS)
+        if MANY_MESSAGES <= taken < MESSAGES_A_TURN and (rest := began + GATHER_SECONDS - now()) > 0:
+            pause(rest)
+            self._take_up_to(MESSAGES_A_TURN - taken, 0.0)
+
+    def _take_up_to(self, messages: int, timeout: float) -> int:
+        """Take at most so many, the first within `timeout`; how many there were."""
+        for taken in range(messages):
             received = self.router.receive(timeout)
             if received is None:
-                return
+                return taken
             timeout = 0.0
             identity, message = received
             try:
                 self._take(identity, message)
             except InvalidEvent as error:
                 self._refuse(identity, error.field, error.problem, fatal=True)
+        return messages
 
     def _take(self, identity: bytes, message: Message | Rejected) -> None:
         peer, moment = self.members.get(identity), now()
@@ -472,8 +486,10 @@ class Broker:
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
         actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and (lease := self.stream.grant(actors[0][2].name, self._credit(actors[0][2]), now())):
+        while actors:
             _, number, peer = actors[0]
+            if (lease := self.stream.grant(peer.name, self._credit(peer), now())) is None:
+                break  # there is no further group
             self._say(peer.identity, lease)
             if self._has_room(peer):
                 heapq.heapreplace(actors, (-self._room(peer), number, peer))
@@ -498,8 +514,10 @@ class Broker:
         held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
         verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
         heapq.heapify(verifiers)
-        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+        while verifiers:
             jobs, number, peer = verifiers[0]
+            if (job := self.stream.assign(peer.name, peer.capacity)) is None:
+                break  # there is no further rollout
             self._say(peer.identity, job)
             if jobs + 1 < peer.capacity:
                 heapq.heapreplace(verifiers, (jobs + 1, number, peer))

@@ -573,8 +573,10 @@ class Stream:
             self.drops_in_a_row = 0  # whatever its rewards, all that makes a group works
             return
         self.drops_in_a_row = 0
-        bisect.insort(self._ready, group.group_id)
-        self._batch_may_be = True
+        place = bisect.bisect(self._ready, group.group_id)
+        self._ready.insert(place, group.group_id)
+        if place < self.config.groups_per_step:  # else it is not in the next batch, and what that waits for remains
+            self._batch_may_be = True
 
     def _resampled(self, group: Group) -> bool:
         """Make room for another group, as long as the batch in the making has lost fewer than the limit."""

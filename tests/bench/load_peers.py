@@ -174,6 +174,7 @@ class Actor(Peer):
         super().__init__(fleet, name)
         self.version, self.fingerprint = -1, ""
         self.held = 0
+        self.leases = 0
         self.waits: deque[float] = deque()  # since when there has been room for a group, once a group
         self.on["lease"] = self._lease
 
@@ -202,11 +203,13 @@ class Actor(Peer):
     def _lease(self, lease: dict[str, Any], moment: float) -> None:
         if self.waits:
             self.fleet.note(self.fleet.seen.lease, moment - self.waits.popleft(), moment)
-        samples = lease["sample_indexes"]
+        crew, samples = self.fleet.crew, lease["sample_indexes"]
+        first = self.leases < crew.capacity // crew.group_size
         self.held += len(samples)
+        self.leases += 1
         for sample in samples:
-            if self.fleet.crew.seconds:
-                self.fleet.at(moment + self.fleet.sampling_seconds(moment), self, (lease, sample))
+            if crew.seconds:
+                self.fleet.at(moment + self.fleet.sampling_seconds(first), self, (lease, sample))
             else:
                 self.deliver(lease, sample, moment)
 
@@ -327,12 +330,9 @@ class Fleet:
         """Let `actor` deliver a rollout at `moment`."""
         heapq.heappush(self._timers, (moment, next(self._count), actor, rollout))
 
-    def sampling_seconds(self, moment: float) -> float:
-        """How long a rollout takes; the first ones end at any moment, as if the run had gone on for long."""
-        share = self.chance.uniform(0.5, 1.5)
-        if moment < self.crew.begin - self.crew.seconds:
-            share *= self.chance.random()
-        return self.crew.seconds * share
+    def sampling_seconds(self, first: bool) -> float:
+        """How long a rollout takes; an actor's first ones end at any moment, as if the run had gone on for long."""
+        return self.crew.seconds * self.chance.uniform(0.5, 1.5) * (self.chance.random() if first else 1.0)
 
     def measuring(self, moment: float) -> bool:
         """Whether `moment` counts."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, pictured, rollout, train
 
+from learner.broker import journal as journal_file
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
@@ -463,3 +464,36 @@ def test_fingerprints_are_forgotten_once_no_rollout_can_name_them(path: Path) ->
     assert stream.fingerprints.keys() == {19, 20}
     assert stream.fingerprints[20] == (fingerprint(20),)
     assert written(path, stream).fingerprints == stream.fingerprints
+
+
+def test_what_is_left_of_groups_that_are_gone_is_deleted_bit_by_bit_and_read_by_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_file, "LEFTOVERS_A_TURN", 2)
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=9)
+    stream.resume(0, (), checkpoints=True)
+    journal = Journal(path, RUN)
+
+    def left(journal: Journal) -> tuple[int, ...]:
+        tables = ("groups", "rollouts", "verdicts")
+        return tuple(journal._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+
+    while lease := stream.grant("a", 1000, 0.0):
+        finish(stream, lease)
+    while stream.ready:
+        train(stream)
+    journal.commit(stream)
+    stream.checkpointed(9)
+    journal.commit(stream)
+    assert left(journal) == (1, 20, 20), "the rollouts of groups that are gone are still there"
+    journal.commit(stream)
+    assert left(journal) == (1, 16, 16), "a turn in which nothing happened deletes some"
+    journal.close()
+    again = Journal(path, RUN)
+    assert [group.group_id for group in again.load(2, 0).groups] == [9]
+    stream = found_in(again, stream.config)
+    for rows in (12, 8, 4, 2, 2):
+        again.commit(stream)
+        assert left(again) == (1, rows, rows)
+    assert [group.group_id for group in again.load(2, 0).groups] == [9]
+    again.close()
