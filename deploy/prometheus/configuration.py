@@ -28,7 +28,7 @@ def broker_of(run: str) -> str:
 
 
 def configuration(brokers: Sequence[str], *, interval: str | None = None) -> str:
-    """prometheus.yml for brokers at these addresses; `interval` (such as `1s`) is that of scrapes, rules and discovery."""
+    """prometheus.yml for brokers at these addresses; `interval` (such as `1s`): of scrapes, rules and discovery."""
     content: Any = yaml.safe_load((HERE / "prometheus.yml").read_text())
     content["rule_files"] = [str(HERE / name) for name in content["rule_files"]]
     (scrape,) = content["scrape_configs"]

@@ -16,6 +16,6 @@ def program(name: str) -> str:
     if found := shutil.which(name) or shutil.which(name, path=UNPACKED):
         return found
     raise ProgramMissing(
-        f"{name} is not installed: `make prometheus` fetches Debian's package (apt-get install prometheus does too, and "
-        "starts a service), or see https://prometheus.io/download"
+        f"{name} is not installed: `make prometheus` fetches Debian's package (`apt-get install prometheus` does too, "
+        "and starts a service), or see https://prometheus.io/download"
     )
