@@ -44,8 +44,8 @@ class BrokerCollector(Collector):
         yield _gauge("broker_leases_running", "Leases that actors hold", len(stream.leases))
         yield _gauge("broker_groups_admitted", "Groups leased since the start and not dropped", stream.granted)
         yield _gauge("broker_admission_limit_groups", "Groups that may be leased by now", stream.admission_limit)
-        yield _gauge("broker_verify_queued", "Rollouts that wait for a verifier with room", stream.verify_queued)
-        yield _gauge("broker_verify_running", "Verify jobs that verifiers hold", len(stream.jobs))
+        yield _gauge("broker_verify_jobs_queued", "Rollouts that wait for a verifier with room", stream.verify_queued)
+        yield _gauge("broker_verify_jobs_running", "Verify jobs that verifiers hold", len(stream.jobs))
         yield _counter("broker_groups_consumed", "Groups trained", stream.consumed_groups)
         yield _counter("broker_generated_tokens", "Completion tokens that arrived", counts["generated_tokens"])
         yield _counter("broker_rollouts", "Rollouts that arrived", counts["rollouts"])
@@ -53,7 +53,7 @@ class BrokerCollector(Collector):
         yield _counter("broker_verdicts", "Verdicts that arrived", counts["verdicts"])
         yield _counter("broker_void_verdicts", "Verdicts without a reward", counts["void_verdicts"])
         yield _counter(
-            "broker_resample_limit_reached",
+            "broker_groups_kept_at_resample_limit",
             "Groups of equal rewards that were kept because the batch had lost stream.resample_limit of them",
             counts["resample_limit_reached"],
         )

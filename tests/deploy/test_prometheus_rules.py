@@ -48,7 +48,7 @@ HEALTHY = {  # a step of 30 s
     of_broker("broker_disk_free_bytes"): f"500000000000-1000000x{END}",
     of_broker("broker_disk_bytes"): f"1000000000000x{END}",
     of_broker("broker_max_staleness_steps"): f"2x{END}",
-    of_broker("broker_verify_queued"): f"5x{END}",
+    of_broker("broker_verify_jobs_queued"): f"5x{END}",
     of_broker("broker_verdicts_total"): f"0+150x{END}",
     of_broker("broker_void_verdicts_total"): f"0+0.15x{END}",
     of_broker("broker_peers_lost_total", role="actor", reason="silent"): f"0x{END}",
@@ -162,7 +162,7 @@ FAULTS = [
     ),
     Fault(
         "VerifierBacklog",
-        {of_broker("broker_verify_queued"): from_then("5", "0+60")},
+        {of_broker("broker_verify_jobs_queued"): from_then("5", "0+60")},
         at=40,
         labels=RUN,
         says="run r: rollouts wait 6m 0s for a verifier",
@@ -172,7 +172,7 @@ FAULTS = [
     Fault(
         "VerifierBacklog",
         {
-            of_broker("broker_verify_queued"): from_then("5", "3"),
+            of_broker("broker_verify_jobs_queued"): from_then("5", "3"),
             of_broker("broker_verdicts_total"): from_then("0+150", "14850"),
         },
         at=40,
@@ -258,7 +258,7 @@ UNUSUAL_BUT_WELL = {
     "nothing was checked yet": (
         {
             of_broker(name): f"0x{END}"
-            for name in ("broker_verdicts_total", "broker_void_verdicts_total", "broker_verify_queued")
+            for name in ("broker_verdicts_total", "broker_void_verdicts_total", "broker_verify_jobs_queued")
         },
         (40, 80),
     ),
@@ -332,6 +332,7 @@ def test_recording_rules_say_what_their_names_say(tmp_path: Path) -> None:
         "run:trained_tokens:rate1m": (RUN, 100.0),
         "run:verdicts:rate1m": (RUN, 10.0),
         "run:step_seconds:mean1h": (RUN, 30.0),
+        "run_phase:step_seconds:mean10m{phase='receive'}": (RUN | {"phase": "receive"}, 10.0),
         "run:learner_waiting:ratio1m": (RUN, 1 / 3),
         "process:actor_busy:ratio1m": (ACTOR, 0.8),
         "run:staleness:ratio": (RUN, 0.7),

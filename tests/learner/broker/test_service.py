@@ -412,7 +412,7 @@ def test_a_run_in_which_every_task_is_solved_ends_and_shows_what_its_filters_did
         assert (stream["tasks_retired"], stream["resample_limit_reached"], stream["tasks_skipped"]) == (3, 1, 0)
         metrics = running.page("/metrics").decode()
         assert 'broker_groups_dropped_total{reason="zero_variance"} 2.0' in metrics
-        assert "broker_resample_limit_reached_total 1.0" in metrics
+        assert "broker_groups_kept_at_resample_limit_total 1.0" in metrics
         assert "broker_tasks_retired 3.0" in metrics
         assert "broker_tasks_skipped_total 0.0" in metrics
     finally:
