@@ -4,6 +4,7 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from actors.requests import Impossible
 from protocol.messages import FinishReason
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -34,5 +35,8 @@ leases_overdue = Counter("actor_leases_overdue_total", "Leases aborted at their 
 leases_failed = Counter("actor_leases_failed_total", "Leases that no actor can fulfil", ["reason"])
 messages_rejected = Counter("actor_messages_rejected_total", "Messages that could not be taken")
 
+# A rise from nothing is no rise to Prometheus.
 for reason in get_args(FinishReason):
-    rollouts.labels(reason)  # a rise from nothing is no rise to Prometheus
+    rollouts.labels(reason)
+for reason in get_args(Impossible):
+    leases_failed.labels(reason)

@@ -16,7 +16,10 @@ from learner.broker.stream import Stream
 from protocol.messages import Role
 
 LOST = ("left", "silent", "replaced", "refused", "deaf")  # why a peer is no peer any more
-DROPPED = ("lease_expired", "actors_lost", "void", "zero_variance", "straggler", "prompt_too_long", "run_ended")
+DROPPED = (
+    *("lease_expired", "actors_lost", "void", "zero_variance", "straggler", "run_ended"),
+    *("prompt_empty", "prompt_too_long", "prompt_not_tokenisable"),
+)
 
 
 class BrokerCollector(Collector):
