@@ -28,6 +28,7 @@ from learner.policy import model
 from learner.policy.model import Policy
 from learner.policy.reference import load_reference
 from learner.record import Record, open_record, resume_record, versions
+from learner.sinks import open_sinks
 from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
@@ -88,7 +89,10 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
     metrics.show_disk(record.directory)
-    with Link(config.broker, _hello(address, port), versions_kept=settings.versions_kept) as link:
+    with (
+        open_sinks(config, restored.policy_version) as record.sinks,
+        Link(config.broker, _hello(address, port), versions_kept=settings.versions_kept) as link,
+    ):
         run_spec = _run_spec(link.welcome, ranks)
         learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)
         signal.signal(signal.SIGTERM, lambda *_: link.interrupt("the learner got SIGTERM"))

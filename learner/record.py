@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from learner.reflection import reflective_words
+from learner.sinks import Sink
 from learner.votes import majority_right
 from protocol.messages import GroupBatch, ScoredRollout
 
@@ -79,12 +80,15 @@ class Record:
 
     directory: Path
     samples_per_step: int
+    sinks: tuple[Sink, ...] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Append a step to metrics.jsonl."""
+        """Append a step to metrics.jsonl, and tell the sinks."""
         self.rows.append(row)
         _append(self.directory / "metrics.jsonl", [row])
+        for sink in self.sinks:
+            sink.step(row)
 
     def samples(self, step: int, batch: GroupBatch) -> None:
         """Append the first rollouts of a batch, one a group, to samples.jsonl."""
@@ -153,7 +157,7 @@ def resume_record(directory: Path, samples_per_step: int, policy_version: int) -
     (directory / "summary.json").unlink(missing_ok=True)
     if len(rows) != policy_version:
         log.warning("metrics.jsonl tells of %d of the %d steps so far; so will the summary", len(rows), policy_version)
-    return Record(directory, samples_per_step, rows)
+    return Record(directory, samples_per_step, rows=rows)
 
 
 def versions() -> dict[str, str]:

@@ -34,8 +34,8 @@ LEARNING = Row(
             queries=(Query('learner_policy_version{run=~"$run"}', "{{run}}"),),
         ),
         Panel(
-            title="Since the last batch was trained",
-            says="The alert NoProgress fires when this is ten minutes and ten times the usual step.",
+            title="Since the last batch",
+            says="Since it was trained. The alert NoProgress fires at ten minutes and ten times the usual step.",
             unit="seconds",
             kind="number",
             width=4,

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
 
 from deploy.grafana.files import DASHBOARDS
@@ -33,23 +33,20 @@ PAPER = "#f5f7fa"
 
 
 def short(value: float, unit: str) -> str:
-    """A value as people read it."""
+    """A value as people read it; units other than bytes, seconds and shares stand in the panel's title."""
     if not math.isfinite(value):
         return "–"
     if unit == "share":
         return f"{100 * value:.3g} %"
-    bound, letters = (
-        (1024.0, ("", "Ki", "Mi", "Gi", "Ti")) if unit.startswith("bytes") else (1000.0, ("", "k", "M", "G", "T"))
-    )
-    if unit == "seconds" and 0 < abs(value) < 1:
-        return f"{1000 * value:.3g} ms"
+    if unit == "seconds":
+        return f"{1000 * value:.3g} ms" if 0 < abs(value) < 1 else f"{value:.3g} s"
+    in_bytes = unit.startswith("bytes")
+    bound, letters = (1024.0, ("", "Ki", "Mi", "Gi", "Ti")) if in_bytes else (1000.0, ("", "k", "M", "G", "T"))
     index = 0
     while abs(value) >= bound and index < len(letters) - 1:
         value, index = value / bound, index + 1
-    word = {"seconds": " s", "bytes": "B", "bytes/s": "B/s", "tokens/s": "", "flop/s": "FLOP/s", "nats": ""}.get(
-        unit, ""
-    )
-    return f"{value:.3g}{' ' if letters[index] or word[:1] == 'B' else ''}{letters[index]}{word}"
+    word = letters[index] + unit.replace("bytes", "B") * in_bytes
+    return f"{value:.3g} {word}".rstrip()
 
 
 class Painter:
@@ -83,8 +80,9 @@ class Painter:
                 (left + 0.003, bottom + 0.03 / height, right - left - 0.006, top - bottom - 0.06 / height)
             )
             card.set(xticks=[], yticks=[])
-            card.set_title(f" {item.title}", fontsize=9.5, y=1.0, pad=-12)
-            room = (left + 0.045, bottom + 0.6 / height, right - left - 0.06, top - bottom - 0.9 / height)
+            unit = f"  [{item.unit}]" if item.unit in ("tokens/s", "flop/s", "nats", "per second") else ""
+            card.set_title(f" {item.title}{unit}", fontsize=9.5, y=1.0, pad=-12)
+            room = (left + 0.045, bottom + 0.4 / height, right - left - 0.06, top - bottom - 0.72 / height)
             axes = figure.add_axes(room)
             getattr(self, item.kind)(axes, item, self.series(dashboard, item))
         return figure
@@ -113,9 +111,16 @@ class Painter:
             axes.plot(minutes, each.values, linewidth=1.5, label=label)
         if panel.logarithmic and any(value > 0 for _, each in found for value in each.values):
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.set_ylim(panel.lowest, panel.highest)
+            axes.set_ylim(*self.bounds(axes, panel))
         self.dress(axes, panel, found)
+
+    def bounds(self, axes: Axes, panel: Panel) -> tuple[float, float]:
+        """Lower and upper end of the axis, with room for the legend."""
+        low, high = axes.get_ylim()
+        low = low if panel.lowest is None else panel.lowest
+        return low, high + 0.2 * (high - low) if panel.highest is None else panel.highest
 
     def stack(self, axes: Axes, panel: Panel, found: list[tuple[str, Series]]) -> None:
         """Areas on top of each other."""
@@ -127,7 +132,7 @@ class Painter:
         minutes = [(moment - self.start) / 60 for moment in moments]
         if rows:
             axes.stackplot(minutes, rows, labels=[label for label, _ in found], alpha=0.75, colors=COLOURS)
-        axes.set_ylim(panel.lowest, panel.highest)
+        axes.set_ylim(*self.bounds(axes, panel))
         self.dress(axes, panel, found)
 
     def dress(self, axes: Axes, panel: Panel, found: list[tuple[str, Series]]) -> None:
@@ -165,7 +170,7 @@ class Painter:
                 ha="center",
                 va="center",
             )
-            axes.text(where, -0.2, label, transform=axes.transAxes, fontsize=7, ha="center")
+            axes.text(where, -0.1, label, transform=axes.transAxes, fontsize=7, ha="center")
 
     def bars(self, axes: Axes, panel: Panel, found: list[tuple[str, Series]]) -> None:
         """The present value of each series."""

@@ -1,8 +1,12 @@
 """A short real run under a real Prometheus: what dashboards ask, it answers; and the pictures show it."""
 
+import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,7 @@ def watched(
         "learner.tokens_per_micro_batch=2048",
         "loss.kl_coefficient=0.001",
         "checkpoint.every=3",
+        f"sinks.tensorboard={find_spec('tensorboard') is not None}",
     )
     cluster.start_actor("actor-0", "engine.max_num_seqs=8")
     cluster.start_verifier("verifier-0")
@@ -109,6 +114,19 @@ def test_nothing_is_wrong_with_a_run_that_goes_well(watched: Any) -> None:
         rule["name"]: rule["lastError"] for group in rules for rule in group["rules"] if rule.get("lastError")
     } == {}
     assert [each["labels"] for each in prometheus.ask("alerts")["alerts"] if each["state"] == "firing"] == []
+
+
+def test_tensorboard_has_every_step_that_the_record_has(watched: Any) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    cluster, _, _ = watched
+    program = (
+        "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as Events;"
+        "events = Events(sys.argv[1]); events.Reload(); print([each.step for each in events.Scalars('reward_mean')])"
+    )
+    steps = [row["step"] for row in cluster.rows()]
+    line = [sys.executable, "-c", program, str(cluster.directory / "tensorboard")]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout)[: len(steps)] == steps
 
 
 def test_a_picture_of_every_dashboard_is_drawn_and_no_panel_is_empty(watched: Any, tmp_path: Path) -> None:
