@@ -191,7 +191,12 @@ SIGNAL = Row(
             unit="count",
             kind="bars",
             width=12,
-            queries=(Query(f"sum by (prompt_tokens) (learner_groups_filtered_total{CHOSEN})", "{{prompt_tokens}}"),),
+            queries=(
+                Query(
+                    'sum by (prompt_tokens) (learner_groups_filtered_total{reason="zero_variance",run=~"$run"})',
+                    "{{prompt_tokens}}",
+                ),
+            ),
         ),
     ),
 )

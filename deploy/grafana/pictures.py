@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
 from deploy.grafana.files import DASHBOARDS
@@ -28,6 +28,7 @@ POINTS = 240  # of a line
 COLUMN_INCHES, LINE_INCHES, HEAD_INCHES = 0.56, 0.27, 0.7
 DPI = 80
 SHOWN = 8  # series in a legend
+LEGEND = {"frameon": True, "framealpha": 0.6, "edgecolor": "none", "borderpad": 0.2}
 PALETTE = 64  # colours of a picture: few make it small
 PAPER = "#f5f7fa"
 
@@ -107,14 +108,29 @@ class Painter:
     def lines(self, axes: Axes, panel: Panel, found: list[tuple[str, Series]]) -> None:
         """A curve a series."""
         for label, each in found:
-            minutes = [(moment - self.start) / 60 for moment in each.times]
-            axes.plot(minutes, each.values, linewidth=1.5, label=label)
+            axes.plot(*self.curve(each), linewidth=1.5, label=label)
         if panel.logarithmic and any(value > 0 for _, each in found for value in each.values):
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            low, high = axes.get_ylim()
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high < 100 * low else ()))
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: short(value, panel.unit)))
+            axes.tick_params(which="minor", labelsize=7, length=2)
         else:
             axes.set_ylim(*self.bounds(axes, panel))
         self.dress(axes, panel, found)
+
+    def curve(self, series: Series) -> tuple[list[float], list[float]]:
+        """Minutes and values, with a gap where there was no sample."""
+        step = (self.end - self.start) / POINTS
+        minutes, values, before = [], [], math.inf
+        for moment, value in zip(series.times, series.values, strict=True):
+            if moment - before > 1.5 * step:
+                minutes.append(math.nan)
+                values.append(math.nan)
+            minutes.append((moment - self.start) / 60)
+            values.append(value)
+            before = moment
+        return minutes, values
 
     def bounds(self, axes: Axes, panel: Panel) -> tuple[float, float]:
         """Lower and upper end of the axis, with room for the legend."""
@@ -146,7 +162,9 @@ class Painter:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         handles, labels = axes.get_legend_handles_labels()
         if labels:
-            axes.legend(handles[:SHOWN], labels[:SHOWN], fontsize=6.5, loc="upper left", ncols=2, handlelength=1)
+            axes.legend(
+                handles[:SHOWN], labels[:SHOWN], fontsize=6.5, loc="upper left", ncols=2, handlelength=1, **LEGEND
+            )
         elif not found:
             axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color="#9aa5b1")
 

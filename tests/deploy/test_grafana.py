@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import yaml
 from exported import Exported, exported
 
 from deploy.grafana import files, pictures
-from deploy.grafana.model import COLUMNS, UNITS, Dashboard, Panel, places
-from deploy.grafana.series import fill
+from deploy.grafana.model import COLUMNS, UNITS, Dashboard, Panel, Query, places
+from deploy.grafana.series import Series, fill, name
 from deploy.prometheus.configuration import HERE
 
 DASHBOARDS = {each.name: each for each in files.DASHBOARDS}
@@ -153,7 +154,8 @@ def test_every_metric_of_a_role_is_on_a_dashboard(metrics: list[Exported]) -> No
     rules = recorded()
     shown = {name for _, text in expressions() for name in names(text)}
     shown |= {name for rule in shown & rules.keys() for name in names(rules[rule])}
-    assert sorted(each.name for each in metrics if not each.series() & shown) == []
+    left_out = sorted(each.name for each in metrics if not each.series() & shown)
+    assert left_out == [], "add them to a panel in deploy/grafana, then `python -m deploy.grafana`"
 
 
 def test_every_exported_metric_has_a_help_and_its_role_and_unit_in_its_name(metrics: list[Exported]) -> None:
@@ -193,7 +195,9 @@ def test_provisioning_points_at_the_dashboards_and_knows_the_interval_of_scrapes
     assert provider["type"] == "file"
 
 
-def test_every_dashboard_has_a_small_picture() -> None:
+def test_every_dashboard_has_a_small_picture_that_the_readme_shows() -> None:
+    readme = (HERE.parent / "README.md").read_text()
+    assert all(f"grafana/pictures/{name}.png" in readme for name in DASHBOARDS)
     found = {path.stem: path.stat().st_size for path in pictures.FOLDER.glob("*.png")}
     assert found.keys() == DASHBOARDS.keys(), "draw them: python -m deploy.grafana.pictures"
     assert max(found.values()) < 300_000
@@ -221,3 +225,21 @@ def test_a_panel_of_an_unknown_unit_is_refused() -> None:
     (panel, *_) = DASHBOARDS["r1"].panels()
     with pytest.raises(AssertionError, match="is not in UNITS"):
         dataclasses.replace(panel, unit="furlongs")
+
+
+def test_pictures_without_a_prometheus_end_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["pictures", "http://127.0.0.1:9", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"pictures: .*refused"):
+        pictures.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_curve_has_a_gap_where_there_was_no_sample() -> None:
+    painter = pictures.Painter("", run="r", end=240.0, seconds=240.0, interval="1m")  # a point a second
+    minutes, values = painter.curve(Series({}, (0.0, 1.0, 60.0), (1.0, 2.0, 3.0)))
+    assert minutes == pytest.approx([0, 1 / 60, math.nan, 1], nan_ok=True)
+    assert values == pytest.approx([1, 2, math.nan, 3], nan_ok=True)
+
+
+def test_a_series_is_named_by_its_legend() -> None:
+    assert name(Query("x", "{{role}} of {{run}}{{nothing}}"), {"role": "actor", "run": "r"}) == "actor of r"

@@ -374,3 +374,15 @@ def test_every_alert_has_a_severity_a_summary_and_a_line_of_the_runbook() -> Non
         assert alert.severity in ("critical", "warning"), alert.name
         assert "{{ $labels.run }}" in alert.summary, alert.name
         assert len(alert.runbook.split()) >= 10, alert.name
+
+
+def test_the_table_of_alerts_in_the_readme_is_current() -> None:
+    readme = HERE.parent / "README.md"
+    assert readme.read_text() == runbook.insert(readme.read_text()), (
+        "run `python -m deploy.prometheus.runbook deploy/README.md`"
+    )
+
+
+def test_a_file_without_the_tables_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="no line '<!-- alerts: written by"):
+        runbook.insert("# no table here")

@@ -92,6 +92,12 @@ def finds_numbers(prometheus: Prometheus, expression: str, began: float) -> bool
     return any(math.isfinite(each.last) for each in found)
 
 
+def test_what_prometheus_does_not_understand_is_said_in_its_words(watched: Any) -> None:
+    _, prometheus, began = watched
+    with pytest.raises(ValueError, match="parse error"):
+        over_time(prometheus.url, "sum(", start=began, end=time.time(), step=1.0)
+
+
 def test_the_choices_of_run_and_process_are_there(watched: Any) -> None:
     _, prometheus, _ = watched
     for query, value in ((run_names(), "watched"), (process_names("actor"), "actor-0")):
