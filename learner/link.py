@@ -43,6 +43,8 @@ log = logging.getLogger("learner")
 
 WELCOME_SECONDS = 60.0  # a broker that has not answered by then is not there
 REQUEST_BYTES = 2**16  # largest frame that an actor may send to the weight server
+UNREAD_SHARDS = 64  # that wait for an actor which does not read; one that is honest asks for a few at a time
+REQUESTS_A_TURN = 100
 STUCK_SECONDS = 600.0  # a training thread that has not heard by then why the run cannot go on hears nothing any more
 
 FromTrainer: TypeAlias = Snapshot | Resume | BatchRequest | Consumed | Checkpointed | Goodbye
@@ -73,7 +75,9 @@ class Link:
         self._heard = threading.Event()  # the training thread knows that the line is down
         self._line = Line(broker, hello, welcome_seconds=WELCOME_SECONDS, standing=self._standing)
         self.welcome = self._line.welcome
-        self._weights = Router(f"tcp://{own_address(broker)}:*", roles=("actor",), largest=REQUEST_BYTES)
+        self._weights = Router(
+            f"tcp://{own_address(broker)}:*", roles=("actor",), largest=REQUEST_BYTES, unread=UNREAD_SHARDS
+        )
         self._alarm, self._bell = _wake_pair()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -235,7 +239,9 @@ class Link:
         self._to_trainer.put(message)
 
     def _serve_shards(self) -> None:
-        while (received := self._weights.receive()) is not None:
+        for _ in range(REQUESTS_A_TURN):
+            if (received := self._weights.receive()) is None:
+                return
             actor, message = received
             if isinstance(message, ShardRequest):
                 self._weights.send(actor, self._store.shard(message.version, message.shard))

@@ -152,6 +152,27 @@ PEERS = Row(
             unit="count",
             queries=(Query(f"sum by (reason) (increase(broker_peers_lost_total{CHOSEN}[10m]))", "{{reason}}"),),
         ),
+        Panel(
+            title="Connections",
+            says="Open ones, and those among them that did not say Hello yet: many of these are strangers.",
+            unit="count",
+            queries=(value("broker_connections", "open"), value("broker_connections_unproven", "unproven")),
+        ),
+        Panel(
+            title="Connections cut off",
+            says="Within ten minutes, by reason; and those that came without the right keys.",
+            unit="count",
+            queries=(
+                Query(f"sum by (reason) (increase(broker_connections_cut_total{CHOSEN}[10m]))", "{{reason}}"),
+                last_minutes("broker_handshakes_failed_total", "wrong keys"),
+            ),
+        ),
+        Panel(
+            title="Messages",
+            says="That come, whatever becomes of them.",
+            unit="per second",
+            queries=(Query(f"rate(broker_messages_total{RECENT})", "{{run}}"),),
+        ),
     ),
 )
 

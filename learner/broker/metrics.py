@@ -13,19 +13,21 @@ from prometheus_client.registry import Collector
 from learner.broker.journal import Journal
 from learner.broker.membership import Members
 from learner.broker.stream import Stream
+from protocol.connections import Connections
 from protocol.messages import Role
 
-LOST = ("left", "silent", "replaced", "refused", "deaf")  # why a peer is no peer any more
+LOST = ("left", "silent", "replaced", "refused", "deaf", "wrong_key")  # why a peer is no peer any more
 DROPPED = (
     *("lease_expired", "actors_lost", "void", "zero_variance", "straggler", "run_ended"),
     *("prompt_empty", "prompt_too_long", "prompt_not_tokenisable"),
 )
+CUT = ("crowd", "unproven", "bytes", "flood", "refused", "deaf")  # why a connection is cut off
 
 
 class BrokerCollector(Collector):
     """Reads stream and members at every scrape, so that nothing is counted in two places."""
 
-    def __init__(self, stream: Stream, members: Members, journal: Journal) -> None:
+    def __init__(self, stream: Stream, members: Members, journal: Journal, connections: Connections) -> None:
         self.stream = stream
         self.journal = journal
         self.members = members
@@ -33,6 +35,8 @@ class BrokerCollector(Collector):
         self.unwritten_seconds = 0.0  # for which the journal could not be written
         self._stands_at = (-1, -1)  # version and groups trained
         self._stands_since = 0.0  # in seconds since 1970
+        self.connections = connections
+        self.messages = 0
         self.rejected_messages = 0
         self.flooding_messages = 0
 
@@ -75,6 +79,8 @@ class BrokerCollector(Collector):
         yield _counter("broker_groups_late", "Groups trained older than max_staleness", counts["late_groups"])
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
         yield _counter("broker_messages_flooding", "Messages beyond the rate of their peer", self.flooding_messages)
+        yield _counter("broker_messages", "Messages that came, whatever became of them", self.messages)
+        yield from self._connections()
         dropped = CounterMetricFamily("broker_groups_dropped", "Groups dropped", labels=["reason"])
         for reason in sorted({*DROPPED, *stream.dropped}):
             dropped.add_metric([reason], stream.dropped[reason])
@@ -102,6 +108,16 @@ class BrokerCollector(Collector):
         if stands_at != self._stands_at:
             self._stands_at, self._stands_since = stands_at, time.time()
         return self._stands_since
+
+    def _connections(self) -> Iterable[Metric]:
+        connections = self.connections
+        yield _gauge("broker_connections", "Open TCP connections", connections.count)
+        yield _gauge("broker_connections_unproven", "Open connections that did not say Hello", connections.unproven)
+        yield _counter("broker_handshakes_failed", "Connections without the right keys", connections.failed_handshakes)
+        cut_off = CounterMetricFamily("broker_connections_cut", "Connections that the broker ended", labels=["reason"])
+        for reason in CUT:
+            cut_off.add_metric([reason], connections.cut_off[reason])
+        yield cut_off
 
 
 def registry(collector: BrokerCollector) -> CollectorRegistry:

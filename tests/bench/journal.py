@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from learner.broker.changes import State
-from learner.broker.journal import TABLES, tune
+from learner.broker.journal import TABLES, connect
+from learner.broker.log_copier import LogCopier
 from protocol.codec import pack
 from protocol.messages import Rollout, Task, Verdict, VersionSpan
 
@@ -80,8 +82,8 @@ class Sqlite:
     def __init__(self, directory: Path, sync: str) -> None:
         path = directory / "journal.sqlite"
         new = not path.exists()
-        self.database = sqlite3.connect(path, isolation_level=None)
-        tune(self.database, sync)
+        self.database = connect(path, sync)
+        self.copier = LogCopier(partial(connect, path, sync))
         if new:
             self.database.executescript(TABLES)
 
@@ -98,6 +100,7 @@ class Sqlite:
         many("DELETE FROM leases WHERE lease_id = ?", turn.ended)
         self.database.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (turn.state,))
         self.database.execute("COMMIT")
+        self.copier.finish(self.database)
 
     def sizes(self, table: str) -> list[int]:
         """Read every record of a table, in the order of its key; their sizes."""
@@ -105,6 +108,7 @@ class Sqlite:
 
     def close(self) -> None:
         """Close the file."""
+        self.copier.close()
         self.database.close()
 
 

@@ -16,6 +16,7 @@ from learner.broker.journal import Journal
 from learner.broker.membership import Members
 from learner.broker.metrics import BrokerCollector, registry
 from learner.broker.stream import Stream
+from protocol.sockets import Router
 
 PREFIX = {"broker": "broker_", "learner": "learner_", "actor": "actor_", "verifier": "verifier_"}
 SUFFIXES = {
@@ -44,7 +45,8 @@ def exported(directory: Path) -> Iterator[Exported]:
     assert actors.metrics  # registers in the library's own registry
     assert verifier.metrics  # as well
     journal = Journal(directory / "journal.sqlite", {})
-    broker = BrokerCollector(Stream(NumberedTasks(), StreamConfig(), 0), Members(), journal)
+    router = Router("tcp://127.0.0.1:*")
+    broker = BrokerCollector(Stream(NumberedTasks(), StreamConfig(), 0), Members(), journal, router.connections)
     for role, found in {
         "broker": registry(broker),
         "learner": learner.metrics.REGISTRY,
@@ -55,4 +57,5 @@ def exported(directory: Path) -> Iterator[Exported]:
         for family in families:
             if family.name.startswith(PREFIX[role]):
                 yield Exported(role, family.name, family.type, family.documentation)
+    router.close()
     journal.close()

@@ -38,7 +38,7 @@ WORDS |= {  # things that are counted
     noun: {"count"}
     for noun in (
         *("groups", "leases", "rollouts", "verdicts", "checks", "jobs", "tasks", "messages", "peers", "workers"),
-        *("updates", "shards", "versions", "waits", "duplicates", "sources", "mismatches"),
+        *("updates", "shards", "versions", "waits", "duplicates", "sources", "mismatches", "connections", "handshakes"),
     )
 }
 LIBRARY = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds", "up", "ALERTS"}

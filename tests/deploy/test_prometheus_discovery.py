@@ -149,7 +149,7 @@ def test_targets_follow_actors_that_join_leave_and_die(run: Path, prometheus: Pr
         dict(labels)["reason"]: value
         for labels, value in prometheus.values("broker_peers_lost_total{role='actor'}").items()
     }
-    assert lost == {"left": 1, "silent": 1, "replaced": 0, "refused": 0, "deaf": 0}
+    assert lost == {"left": 1, "silent": 1, "replaced": 0, "refused": 0, "deaf": 0, "wrong_key": 0}
 
 
 def firing(prometheus: Prometheus) -> set[str]:

@@ -14,6 +14,7 @@ from learner.broker.journal import Journal
 from learner.broker.membership import Members, Peer
 from learner.broker.rates import Bucket
 from learner.broker.service import Broker
+from protocol.codec import encode
 from protocol.messages import (
     Goodbye,
     Hello,
@@ -24,6 +25,7 @@ from protocol.messages import (
     VerifyJob,
     VerifyRequest,
 )
+from protocol.sockets import Letter, Router
 
 SIZE = 4
 
@@ -37,12 +39,11 @@ class Pages:
         """Forget the page."""
 
 
-class Post:
+class Post(Router):
     """A router whose letters the test writes and reads."""
 
-    speaker = ""  # of a message: no keys, no role
-
     def __init__(self) -> None:
+        super().__init__("tcp://127.0.0.1:*")
         self.letters: list[tuple[bytes, Message]] = []
 
     def send_all(self, letters: Iterable[tuple[bytes, Message]]) -> list[bytes]:
@@ -127,7 +128,7 @@ class Office:
         return self.chance.choice(sorted(peers)) if peers else None
 
     def take(self, identity: bytes, message: Message) -> None:
-        self.broker._take(identity, message)
+        self.broker._open(Letter(identity, "", encode(message)))
 
 
 def hello(role: Any, name: str, session: str) -> Hello:
@@ -136,12 +137,21 @@ def hello(role: Any, name: str, session: str) -> Hello:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    stream = StreamConfig(group_size=SIZE, groups_per_step=3, max_staleness=3, lease_attempts=9, drops_in_a_row=10**6)
+    stream = StreamConfig(
+        group_size=SIZE,
+        groups_per_step=3,
+        max_staleness=3,
+        lease_attempts=9,
+        drops_in_a_row=10**6,
+        messages_per_second=1e9,
+        strangers_per_second=1e9,
+    )
     config = BrokerRoot(model="m", stream=stream)
     journal = Journal(tmp_path / "journal.sqlite", identity(config), sync="off")
-    broker: Any = Broker(config, NumberedTasks(), Post(), Pages(), journal)  # type: ignore[arg-type]
-    broker.stream.published(0, fingerprint(0))
-    yield broker
+    with Post() as post:
+        broker = Broker(config, NumberedTasks(), post, Pages(), journal)  # type: ignore[arg-type]
+        broker.stream.published(0, fingerprint(0))
+        yield broker
     journal.close()
 
 
