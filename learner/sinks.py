@@ -27,14 +27,14 @@ class Sink(Protocol):
         """Keep the numbers of one step."""
 
 
-def numbers(row: Row, prefix: str = "") -> dict[str, float]:
+def numbers(row: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
     """Every number of a row by its path; what is no number, or not finite, is left out."""
     found: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[prefix + name] = value
+            found[f"{prefix}{name}"] = value
     return found
 
 

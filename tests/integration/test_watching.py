@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,48 +25,44 @@ SCRAPES = 5  # after the last step that is waited for: a rate needs several
 INTERVAL = "1s"
 NUMBERS_SECONDS = 60.0
 ROLES = {"broker", "learner", "actor", "verifier"}
+TASK = (
+    "task.digits=1",
+    "sampling.max_tokens=24",
+    "stream.group_size=4",
+    "stream.groups_per_step=8",
+    "stream.max_staleness=2",
+)
+EVERYTHING = (  # that a short run can have
+    "learner.steps=100000",
+    "learner.tokens_per_micro_batch=2048",
+    "optimizer.lr=1e-3",
+    "loss.kl_coefficient=0.001",
+    "checkpoint.every=3",
+    f"sinks.tensorboard={find_spec('tensorboard') is not None}",
+)
 
 
 @pytest.fixture(scope="module")
 def watched(
     start_cluster: Callable[[Path], Any], model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    """A run in which everything happens that a short run can have: stale tokens, a reference, checkpoints."""
+) -> Iterator[tuple[Any, Prometheus, float]]:
+    """A run, the Prometheus that watches it, and when it began, in seconds since 1970."""
     installed("prometheus")
     directory = tmp_path_factory.mktemp("watched")
-    cluster = start_cluster(directory)
-    cluster.start_broker(
-        model,
-        "run.name=watched",
-        "task.digits=1",
-        "sampling.max_tokens=24",
-        "stream.group_size=4",
-        "stream.groups_per_step=8",
-        "stream.max_staleness=2",
-    )
-    listen = f"127.0.0.1:{free_port()}"
-    line = command.command(
-        [str(directory), "--listen", listen, "--interval", INTERVAL, "--data", str(directory / "prometheus")]
-    )
-    prometheus = Prometheus(line, listen, directory / "prometheus.log")
-    began = time.time()
-    cluster.start_learner(
-        model,
-        "run.name=watched",
-        "learner.steps=100000",
-        "optimizer.lr=1e-3",
-        "learner.tokens_per_micro_batch=2048",
-        "loss.kl_coefficient=0.001",
-        "checkpoint.every=3",
-        f"sinks.tensorboard={find_spec('tensorboard') is not None}",
-    )
-    cluster.start_actor("actor-0", "engine.max_num_seqs=8")
-    cluster.start_verifier("verifier-0")
-    cluster.until(lambda: len(cluster.rows()) >= STEPS, 120, f"{STEPS} steps are trained")
-    time.sleep(SCRAPES)
-    yield cluster, prometheus, began
-    prometheus.close()
-    cluster.close()
+    with closing(start_cluster(directory)) as cluster:
+        cluster.start_broker(model, "run.name=watched", *TASK)
+        listen = f"127.0.0.1:{free_port()}"
+        line = command.command(
+            [str(directory), "--listen", listen, "--interval", INTERVAL, "--data", str(directory / "prometheus")]
+        )
+        began = time.time()
+        with closing(Prometheus(line, listen, directory / "prometheus.log")) as prometheus:
+            cluster.start_learner(model, "run.name=watched", *EVERYTHING)
+            cluster.start_actor("actor-0", "engine.max_num_seqs=8")
+            cluster.start_verifier("verifier-0")
+            cluster.until(lambda: len(cluster.rows()) >= STEPS, 120, f"{STEPS} steps are trained")
+            time.sleep(SCRAPES)
+            yield cluster, prometheus, began
 
 
 def test_every_query_of_every_panel_finds_numbers(watched: Any) -> None:

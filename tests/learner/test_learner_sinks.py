@@ -23,10 +23,17 @@ ROW: dict[str, Any] = {
     "chi2": math.inf,
     "parts": {"accuracy": 0.25},
     "by_staleness": {"2": {"kl_k3": 0.125}},
+    "zero_variance_by_prompt": {16: 3},
     "stopped": True,
     "text": "no number",
 }
-NUMBERS = {"step": 1.0, "reward_mean": 0.5, "parts/accuracy": 0.25, "by_staleness/2/kl_k3": 0.125}
+NUMBERS = {
+    "step": 1.0,
+    "reward_mean": 0.5,
+    "parts/accuracy": 0.25,
+    "by_staleness/2/kl_k3": 0.125,
+    "zero_variance_by_prompt/16": 3.0,
+}
 
 
 def config(directory: Path, **options: Any) -> LearnerRoot:

@@ -59,11 +59,18 @@ from protocol.sockets import Dealer, Rejected, Router
 class Peer:
     """A test's end of a connection to the broker."""
 
-    def __init__(self, address: str, role: Any, name: str) -> None:
+    def __init__(self, address: str, role: Any, name: str, metrics_host: str = "") -> None:
         self.dealer = Dealer(address)
         self.acknowledged = 0
         self.hello = Hello(
-            role=role, name=name, host="127.0.0.1", pid=7, metrics_port=9, versions={}, session=secrets.token_hex(4)
+            role=role,
+            name=name,
+            host="127.0.0.1",
+            pid=7,
+            metrics_port=9,
+            metrics_host=metrics_host,
+            versions={},
+            session=secrets.token_hex(4),
         )
         self.dealer.send(self.hello)
 
@@ -115,8 +122,8 @@ class Running:
         self.http.close()
         self.journal.close()
 
-    def join(self, role: str, name: str | None = None) -> Peer:
-        peer = Peer(self.router.address, role, name or role)
+    def join(self, role: str, name: str | None = None, metrics_host: str = "") -> Peer:
+        peer = Peer(self.router.address, role, name or role, metrics_host)
         self.peers.append(peer)
         return peer
 
@@ -446,10 +453,7 @@ def test_status_targets_and_metrics_show_who_is_there(running: Running) -> None:
 def test_a_target_is_where_its_metrics_are_served_and_not_its_name(tmp_path: Path) -> None:
     running = Running(tmp_path)
     try:
-        actor = running.join("actor")
-        actor.expect(Welcome)
-        actor.send(replace(actor.hello, metrics_host="10.0.0.7"))
-        actor.expect(Welcome)
+        running.join("actor", metrics_host="10.0.0.7").expect(Welcome)
         running.http.address = "http://0.0.0.0:9400"
         running.broker._publish_status()
         found = json.loads(running.http.pages["/targets"][1])
