@@ -21,8 +21,9 @@ from actors.config import ActorRoot, check, room
 from actors.environment import prepare
 from actors.link import Link
 from actors.loop import Actor
+from actors.memory import keep_freed_blocks
 from actors.requests import EngineFailure
-from actors.weights import WeightReceiver
+from actors.weights.receiver import WeightReceiver
 from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
@@ -65,6 +66,7 @@ def _work(config: ActorRoot, link: Link) -> None:
     """Start the engine and sample. Says goodbye however it ends."""
     run = link.line.welcome.run
     log.info("joined run %s at %s", run.name, config.broker)
+    keep_freed_blocks()
     weights = WeightReceiver(seconds=config.actor.weights_seconds)
     reason = "it crashed: see its log"
     try:

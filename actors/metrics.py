@@ -30,7 +30,11 @@ weight_fetch_seconds = Histogram(
 )
 weights_fetched_bytes = Counter("actor_weights_fetched_bytes_total", "Bytes of weight shards that arrived")
 weight_shards_corrupt = Counter("actor_weight_shards_corrupt_total", "Weight shards fetched again, checksum wrong")
-weight_versions_given_up = Counter("actor_weight_versions_given_up_total", "Versions that did not come in time")
+weights_relayed_bytes = Counter("actor_weights_relayed_bytes_total", "Bytes of weight shards sent to other actors")
+weight_sources_lost = Counter(
+    "actor_weight_sources_lost_total", "Actors, of which weights were fetched, that fell silent"
+)
+weight_versions_given_up = Counter("actor_weight_versions_given_up_total", "Versions that did not come, or not in time")
 leases_overdue = Counter("actor_leases_overdue_total", "Leases aborted at their deadline")
 leases_failed = Counter("actor_leases_failed_total", "Leases that no actor can fulfil", ["reason"])
 messages_rejected = Counter("actor_messages_rejected_total", "Messages that could not be taken")

@@ -7,6 +7,7 @@ from omegaconf import MISSING
 from learner.checkpoint.config import CheckpointConfig, check_checkpoint
 from learner.loss.config import LossConfig, check_loss
 from learner.policy.config import ModelConfig, check_model
+from learner.publish.config import WeightsConfig, check_weights
 from protocol.options import option
 from protocol.security import SecurityConfig, check_security
 
@@ -81,6 +82,7 @@ class LearnerRoot:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
@@ -107,6 +109,7 @@ def check(config: LearnerRoot) -> None:
     check_model(config.policy, learner.device)
     check_optimizer(config.optimizer)
     check_checkpoint(config.checkpoint)
+    check_weights(config.weights)
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:

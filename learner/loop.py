@@ -31,9 +31,9 @@ from learner.optimizer import Optimizer
 from learner.policy import reference
 from learner.policy.model import Policy, full_state
 from learner.policy.peak import peak_flops
+from learner.publish.publisher import Publisher
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step
-from learner.weights import snapshot
 from protocol.errors import ProtocolError
 from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec
 
@@ -52,6 +52,7 @@ class Learner:
     reference: Policy | None  # of the KL term
     link: Link | None
     record: Record | None
+    publisher: Publisher
     checkpoints: Checkpoints
     restored: Progress
     policy_version: int = field(init=False)
@@ -165,13 +166,7 @@ class Learner:
     def publish(self) -> None:
         """Offer the weights of this version; the copy is the only part for which the next step waits."""
         with self.timed("publish"):
-            name = self.config.learner.publish_dtype
-            dtype = getattr(torch, name) if name else None
-            state = full_state(self.policy)
-            if self.link:
-                self.link.publish(snapshot(self.policy_version, state, dtype))
-            else:
-                deque(state, maxlen=0)  # takes part in the gathering
+            self.publisher.publish(self.policy_version)
 
     def tell(self, received: GroupBatch, credited: Credited, result: StepResult) -> None:
         """Report the step to the broker, the run's files and Prometheus."""
@@ -249,6 +244,7 @@ class Learner:
             "rollouts_filtered": credited.rollouts_filtered,
             "actors": stats.actors,
             "verifiers": stats.verifiers,
+            "weights": self.publisher.row(),
             "seconds": {**self.clock, "total": seconds},
         }
 

@@ -34,6 +34,46 @@ CHECKPOINT_WAITS = Counter(
 )
 DISK = Gauge("learner_disk_bytes", "Size of the disk of the run's directory", registry=REGISTRY)
 DISK_FREE = Gauge("learner_disk_free_bytes", "Free on the disk of the run's directory", registry=REGISTRY)
+PUBLISH_STALL = Histogram(
+    "learner_publish_stall_seconds",
+    "Time for which training waits, a weight version: for the one before, and for the copy",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+    registry=REGISTRY,
+)
+PUBLISH_WAITS = Counter(
+    "learner_publish_waits", "Weight versions that waited until the one before was announced", registry=REGISTRY
+)
+PUBLISH_SECONDS = Histogram(
+    "learner_publish_background_seconds",
+    "Time of a weight version beside the training, by part: gather, delta, seal",
+    ["part"],
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+    registry=REGISTRY,
+)
+WEIGHTS_SERVED = Counter(
+    "learner_weights_served_bytes",
+    "Bytes of weight shards sent over the wire by encoding: full, delta",
+    ["encoding"],
+    registry=REGISTRY,
+)
+ACTOR_PAUSE = Histogram(
+    "learner_actor_pause_seconds",
+    "Time for which an actor sampled nothing while it loaded a version",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+    registry=REGISTRY,
+)
+ACTOR_FETCH = Histogram(
+    "learner_actor_fetch_seconds",
+    "Time from an actor's first request for a version to its last byte verified, by way: shared_memory, zmq, relay",
+    ["way"],
+    buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+    registry=REGISTRY,
+)
+FINGERPRINT_MISMATCHES = Counter(
+    "learner_fingerprint_mismatches",
+    "Reports of actors that sample from other weights than those published under that version: must stay 0",
+    registry=REGISTRY,
+)
 POLICY_VERSION = Gauge("learner_policy_version", "Optimizer steps behind the weights", registry=REGISTRY)
 TRAINED_FLOP = Counter("learner_trained_flop", "FLOP that training on the batches takes the model", registry=REGISTRY)
 TRAINED_TOKENS = Counter("learner_trained_tokens", "Completion tokens trained", registry=REGISTRY)
@@ -134,8 +174,11 @@ _STEP_GAUGES = {
 for _gauge in _STEP_GAUGES.values():
     _gauge.set(math.nan)  # unknown before the first step, and nothing that an alert could take for too low
 
+# A rise from nothing is no rise to Prometheus.
 for _reason in ("not_finite", "no_signal"):
-    UPDATES_SKIPPED.labels(_reason)  # a rise from nothing is no rise to Prometheus
+    UPDATES_SKIPPED.labels(_reason)
+for _encoding in ("full", "delta"):
+    WEIGHTS_SERVED.labels(_encoding)
 
 _PARTS = Gauge("learner_reward_part_mean", "Mean of each part of the reward", ["part"], registry=REGISTRY)
 _REFLECTIVE = Gauge(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("protocol", "learner", "actors", "verifier", "deploy")
 ROLES = {"learner", "actors", "verifier"}
 HEAVY = {"torch", "vllm", "transformers"}
-PROTOCOL_NEEDS = {"msgpack", "numpy", "zmq", "protocol"}
+PROTOCOL_NEEDS = {"msgpack", "numpy", "xxhash", "zmq", "zstandard", "protocol"}
 CONFIG_MODULES = {
     "actors.config",
     "learner.broker.config",
@@ -60,7 +60,7 @@ def test_the_rules_below_see_the_code() -> None:
 
 
 @pytest.mark.parametrize("path", of("protocol"), ids=named)
-def test_protocol_needs_the_standard_library_msgpack_zmq_and_numpy_only(path: Path) -> None:
+def test_protocol_needs_the_standard_library_and_small_packages_only(path: Path) -> None:
     assert tops(path) - set(sys.stdlib_module_names) <= PROTOCOL_NEEDS
 
 

@@ -11,6 +11,17 @@ def gauge(name: str, legend: str) -> Query:
     return Query(f"{name}{CHOSEN}", legend)
 
 
+def quantile(share: float, histogram: str, legend: str) -> Query:
+    """A quantile of the last minutes."""
+    return Query(f"histogram_quantile({share}, sum by (le) (rate({histogram}_bucket{RECENT})))", legend)
+
+
+def mean(histogram: str, label: str) -> Query:
+    """The mean of the last minutes for each value of a label."""
+    total, count = (f"sum by ({label}) (rate({histogram}_{part}{RECENT}))" for part in ("sum", "count"))
+    return Query(f"{total} / {count}", f"{{{{{label}}}}}")
+
+
 LOSS = Row(
     "Loss and gradient",
     (
@@ -149,12 +160,9 @@ SIGNAL = Row(
             title="Staleness of rollouts",
             says="Of the oldest token of each trained rollout.",
             unit="steps",
-            queries=tuple(
-                Query(
-                    f"histogram_quantile({share}, sum by (le) (rate(learner_rollout_staleness_steps_bucket{RECENT})))",
-                    legend,
-                )
-                for share, legend in ((0.5, "median"), (0.99, "99th percentile"))
+            queries=(
+                quantile(0.5, "learner_rollout_staleness_steps", "median"),
+                quantile(0.99, "learner_rollout_staleness_steps", "99th percentile"),
             ),
         ),
         Panel(
@@ -196,6 +204,63 @@ SIGNAL = Row(
                     'sum by (prompt_tokens) (learner_groups_filtered_total{reason="zero_variance",run=~"$run"})',
                     "{{prompt_tokens}}",
                 ),
+            ),
+        ),
+    ),
+)
+
+WEIGHTS = Row(
+    "Weights",
+    (
+        Panel(
+            title="Training waits for a version",
+            says="Seconds of a version: for the one before, and for the copy.",
+            unit="seconds",
+            queries=(
+                quantile(0.5, "learner_publish_stall_seconds", "median"),
+                quantile(0.99, "learner_publish_stall_seconds", "99th percentile"),
+            ),
+        ),
+        Panel(
+            title="A version in the background",
+            says="Seconds beside the training, by part.",
+            unit="seconds",
+            kind="stack",
+            queries=(mean("learner_publish_background_seconds", "part"),),
+        ),
+        Panel(
+            title="Weights served",
+            says="Bytes over the wire by encoding; what goes by shared memory is not among them.",
+            unit="bytes/s",
+            kind="stack",
+            queries=(Query(f"sum by (encoding) (rate(learner_weights_served_bytes_total{RECENT}))", "{{encoding}}"),),
+        ),
+        Panel(
+            title="Until a version is there",
+            says="From an actor's first request to its last byte, by way, as the actors report it.",
+            unit="seconds",
+            queries=(mean("learner_actor_fetch_seconds", "way"),),
+        ),
+        Panel(
+            title="Actors pause for a version",
+            says="For so long they sample nothing, as they report it.",
+            unit="seconds",
+            queries=(
+                quantile(0.5, "learner_actor_pause_seconds", "median"),
+                quantile(0.99, "learner_actor_pause_seconds", "99th percentile"),
+            ),
+        ),
+        Panel(
+            title="What must not be",
+            says=(
+                "Within ten minutes: weights that are not those of their version (alert WrongWeights), and versions "
+                "that waited for the one before, for which the network is too slow."
+            ),
+            unit="count",
+            queries=(
+                Query(f"sum(increase(learner_fingerprint_mismatches_total{CHOSEN}[10m]))", "wrong, the learner says"),
+                Query(f"sum(increase(broker_fingerprint_mismatches_total{CHOSEN}[10m]))", "wrong, the broker says"),
+                Query(f"sum(increase(learner_publish_waits_total{CHOSEN}[10m]))", "waited"),
             ),
         ),
     ),
@@ -268,5 +333,5 @@ DASHBOARD = Dashboard(
     name="learner",
     title="Learner",
     says="Loss, ratio, effective sample size, KL by staleness, step breakdown, MFU.",
-    rows=(LOSS, OFF_POLICY, SIGNAL, TIME),
+    rows=(LOSS, OFF_POLICY, SIGNAL, WEIGHTS, TIME),
 )

@@ -142,10 +142,13 @@ VERSIONS = Row(
             ),
         ),
         Panel(
-            title="Weights fetched",
-            says="Bytes of weight shards that arrive, a second.",
+            title="Weights over the wire",
+            says="Shards that arrive, and those passed on to other actors. None where weights come by shared memory.",
             unit="bytes/s",
-            queries=(Query(f"rate(actor_weights_fetched_bytes_total{BUCKETS})", "{{process}}"),),
+            queries=(
+                Query(f"rate(actor_weights_fetched_bytes_total{BUCKETS})", "fetched {{process}}"),
+                Query(f"rate(actor_weights_relayed_bytes_total{BUCKETS})", "relayed {{process}}"),
+            ),
         ),
     ),
 )
@@ -155,10 +158,11 @@ TROUBLE = Row(
     (
         Panel(
             title="Weights that did not arrive",
-            says="Within ten minutes: shards with a wrong checksum, fetched again, and versions given up.",
+            says="Within ten minutes: shards with a wrong checksum, sources that fell silent, versions given up.",
             unit="count",
             queries=(
                 Query(f"sum(increase(actor_weight_shards_corrupt_total{CHOSEN}[10m]))", "corrupt shards"),
+                Query(f"sum(increase(actor_weight_sources_lost_total{CHOSEN}[10m]))", "sources lost"),
                 Query(f"sum(increase(actor_weight_versions_given_up_total{CHOSEN}[10m]))", "versions given up"),
             ),
         ),

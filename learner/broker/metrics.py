@@ -38,6 +38,7 @@ class BrokerCollector(Collector):
         self.connections = connections
         self.messages = 0
         self.rejected_messages = 0
+        self.fingerprint_mismatches = 0
         self.flooding_messages = 0
 
     def collect(self) -> Iterable[Metric]:
@@ -77,6 +78,11 @@ class BrokerCollector(Collector):
         yield _gauge("broker_disk_free_bytes", "Free on the journal's disk", disk.free)
         yield _gauge("broker_disk_bytes", "Size of the journal's disk", disk.total)
         yield _counter("broker_groups_late", "Groups trained older than max_staleness", counts["late_groups"])
+        yield _counter(
+            "broker_fingerprint_mismatches",
+            "Rollouts and versions whose weights are not those published under their number: must stay 0",
+            self.fingerprint_mismatches,
+        )
         yield _counter("broker_messages_rejected", "Messages that could not be taken", self.rejected_messages)
         yield _counter("broker_messages_flooding", "Messages beyond the rate of their peer", self.flooding_messages)
         yield _counter("broker_messages", "Messages that came, whatever became of them", self.messages)

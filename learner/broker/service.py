@@ -244,6 +244,9 @@ class Broker:
             try:
                 self._open(letter)
             except InvalidEvent as error:
+                if error.field.endswith("fingerprint"):
+                    self.collector.fingerprint_mismatches += 1
+                    log.error("weights that are not what they are said to be: %s", error)
                 self._refuse(letter.peer, error.field, error.problem, fatal=True)
         return messages
 

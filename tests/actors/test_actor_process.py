@@ -52,7 +52,7 @@ def broker(versions: Versions) -> Iterator[BrokerDouble]:
 
 def publish(broker: BrokerDouble, versions: Versions) -> None:
     published = versions.publish(broker.weights.address)
-    broker.publish(published.manifest, np.concatenate(published.shards))
+    broker.publish(published.manifest, published.segment.data)
 
 
 def stop(actor: subprocess.Popen[str]) -> float:

@@ -53,6 +53,8 @@ HEALTHY = {  # a step of 30 s
     of_broker("broker_void_verdicts_total"): f"0+0.15x{END}",
     of_broker("broker_peers_lost_total", role="actor", reason="silent"): f"0x{END}",
     of_broker("broker_peers_lost_total", role="actor", reason="left"): f"0x{FAULT} 1x{END - FAULT}",
+    of_broker("broker_fingerprint_mismatches_total"): f"0x{END}",
+    of_learner("learner_fingerprint_mismatches_total"): f"0x{END}",
     of_broker("process_start_time_seconds"): f"0x{END}",
     of_learner("process_start_time_seconds"): f"0x{FAULT} 1500x{END - FAULT}",  # one restart is nobody's worry
     of_learner("learner_disk_free_bytes"): f"90000000000x{END}",
@@ -152,6 +154,22 @@ FAULTS = [
         labels=ACTOR,
         says="run r: actor-0 is 21 versions behind the learner",
         quiet_at=30,
+    ),
+    Fault(
+        "WrongWeights",
+        {of_broker("broker_fingerprint_mismatches_total"): from_then("0", "2")},
+        at=30,
+        labels=RUN,
+        says="run r: 2 times weights were not those of their version",
+        name="the broker says",
+    ),
+    Fault(
+        "WrongWeights",
+        {of_learner("learner_fingerprint_mismatches_total"): from_then("0", "2")},
+        at=30,
+        labels=RUN,
+        says="run r: 2 times weights were not those of their version",
+        name="the learner says",
     ),
     Fault(
         "GradientNotFinite",
@@ -287,7 +305,13 @@ def check(
         "promql_expr_test": expressions or [],
     }
     rules = [str(HERE / "recording.yml"), str(HERE / "alerts.yml")]
-    file.write_text(yaml.safe_dump({"rule_files": rules, "evaluation_interval": "15s", "tests": [one]}))
+    content = {
+        "rule_files": rules,
+        "evaluation_interval": "15s",
+        "group_eval_order": ["offbeat", "offbeat-alerts"],  # else in any order, anew at every start
+        "tests": [one],
+    }
+    file.write_text(yaml.safe_dump(content))
     done = subprocess.run(
         [installed("promtool"), "test", "rules", str(file)], capture_output=True, text=True, timeout=60
     )

@@ -45,7 +45,7 @@ class Killed(Exception):
 
 
 class Broker:
-    """Plays link and broker: a batch depends on its version alone. It knows of earlier parts what the learner tells."""
+    """Plays link, broker and publisher: a batch depends on its version alone. It knows what the learner tells it."""
 
     def __init__(self, make_batch: Callable[..., GroupBatch], killed_at: int = -1) -> None:
         self.make_batch = make_batch
@@ -74,8 +74,11 @@ class Broker:
     def checkpointed(self, policy_version: int) -> None:
         pass
 
-    def publish(self, taken: Any) -> None:
-        self.heard.append(taken.version)
+    def publish(self, version: int) -> None:
+        self.heard.append(version)
+
+    def row(self) -> None:
+        pass
 
     def consumed(self, policy_version: int, group_ids: tuple[int, ...]) -> None:
         pass
@@ -125,6 +128,7 @@ def learn(
             reference,
             broker,  # type: ignore[arg-type]
             opened,
+            broker,  # type: ignore[arg-type]
             checkpoints,
             restored,
         )

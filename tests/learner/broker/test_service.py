@@ -287,6 +287,7 @@ def test_an_actor_with_other_weights_is_thrown_out_and_its_lease_goes_on(running
     refusal = actor.expect(Refusal)
     assert refusal.fatal
     assert "stale is not version 0" in refusal.problem
+    assert running.broker.collector.fingerprint_mismatches == 1
     other = running.join("actor", "other")
     other.expect(Welcome)
     other.expect(WeightManifest)
