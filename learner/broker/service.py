@@ -21,6 +21,7 @@ from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
+from learner.broker.quiet import LAST_WORD
 from learner.broker.rates import Bucket, Strangers, weight
 from learner.broker.retirement import Retirement
 from learner.broker.sizes import largest
@@ -168,7 +169,8 @@ class Broker:
             self._write()
         self.router.send_all((peer.identity, self.over) for peer in self.members)
         self._tell_the_late(self.over)
-        log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
+        dropped = dict(self.stream.dropped) or "none"
+        log.info("run over: %s; groups dropped: %s", self.over.reason, dropped, extra={LAST_WORD: True})
         return self.over
 
     def _tell_the_late(self, over: Goodbye) -> None:
@@ -300,6 +302,8 @@ class Broker:
         if (here := self.members.get(identity)) and here.hello.session != hello.session:
             raise InvalidEvent("session", f"of another process; this connection is that of {here.name}")
         if (before := self.members.before(hello)) is not None:
+            if (before.hello.role, before.name) != (hello.role, hello.name):
+                raise InvalidEvent("session", f"is that of {before.name}, whose role is {before.hello.role}")
             if before.identity == identity:
                 return  # said again while the Welcome is on its way: capacity and credit stay
             self.members.leave(before.identity)  # the same process, on another connection
