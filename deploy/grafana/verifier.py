@@ -104,10 +104,32 @@ OUTCOMES = Row(
     ),
 )
 
+SANDBOX = Row(
+    "Sandbox",
+    (
+        Panel(
+            title="Programs, by how they ended",
+            says="A second. `exit` is well; cpu, wall, memory and output are the limits that model-written code met.",
+            unit="per second",
+            width=12,
+            queries=(Query(f"sum by (ended) (rate(verifier_sandbox_runs_total{RECENT}))", "{{ended}}"),),
+        ),
+        Panel(
+            title="Walls",
+            says="1 where a wall stands on the hosts of all verifiers, 0 where one of them lacks it.",
+            unit="count",
+            kind="bars",
+            width=12,
+            highest=1.0,
+            queries=(Query(f"min by (wall) (verifier_sandbox_wall{CHOSEN})", "{{wall}}"),),
+        ),
+    ),
+)
+
 DASHBOARD = Dashboard(
     name="verifier",
     title="Verifier",
     says="How fast answers are checked, and what became of the checks.",
     process="verifier",
-    rows=(PACE, OUTCOMES),
+    rows=(PACE, OUTCOMES, SANDBOX),
 )

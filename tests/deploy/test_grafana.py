@@ -38,7 +38,19 @@ WORDS |= {  # things that are counted
     noun: {"count"}
     for noun in (
         *("groups", "leases", "rollouts", "verdicts", "checks", "jobs", "tasks", "messages", "peers", "workers"),
-        *("updates", "shards", "versions", "waits", "duplicates", "sources", "mismatches", "connections", "handshakes"),
+        *(
+            "updates",
+            "shards",
+            "versions",
+            "waits",
+            "duplicates",
+            "sources",
+            "mismatches",
+            "connections",
+            "handshakes",
+            "runs",
+            "wall",
+        ),
     )
 }
 LIBRARY = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds", "up", "ALERTS"}

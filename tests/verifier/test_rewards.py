@@ -254,7 +254,7 @@ def test_an_expression_is_a_weighted_sum(text: str, weights: dict[str, float]) -
         ("accuracy*0.5", r"cannot read 'accuracy\*0.5'"),
         ("__import__('os')", "cannot read"),
         ("1e9*accuracy", "cannot read"),
-        ("beauty", "there is no reward 'beauty', there are accuracy, format, reasoning_gym"),
+        ("beauty", "there is no reward 'beauty', there are accuracy, code, format, reasoning_gym"),
         ("accuracy + accuracy", "names accuracy twice"),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_worker_has_no_environment_no_files_and_its_own_session(verifier: Veri
     (worker,) = verifier.workers()
     files = [os.readlink(link) for link in Path(f"/proc/{worker}/fd").iterdir()]
     assert sorted(file for file in files if not file.startswith("socket:")) == ["/dev/null"] * 3
-    assert len(files) == 4
+    assert len(files) == 5, "besides the channel and the line to the sandbox"
     assert os.getsid(worker) == worker
     environment = Path(f"/proc/{worker}/environ").read_text()
     assert all(entry.startswith(("OMP", "OPENBLAS", "PYTHON")) for entry in environment.split("\0") if entry)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from verifier.rewards import accuracy, gym
+from verifier.rewards.code import code_reward
 from verifier.rewards.format import format_reward
 from verifier.rewards.score import Reward
 
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy.accuracy_reward,
+    "code": code_reward,
     "format": format_reward,
     "reasoning_gym": gym.gym_reward,
 }

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import statistics
 import subprocess
 import sys
 import time
@@ -172,9 +171,9 @@ def under_attack(broker: LiveBroker, honest: list[Honest], turn: Any, frames: in
 
 
 def growth(sizes: list[int]) -> int:
-    """From the second quarter of an attack to its last: what comes and goes counts for nothing."""
-    quarter = -(-len(sizes) // 4)
-    return int(statistics.median(sizes[-quarter:]) - statistics.median(sizes[quarter : 2 * quarter] or sizes))
+    """By how much the second half of an attack went beyond the first: queues fill and empty, up to their bounds."""
+    half = -(-len(sizes) // 2)
+    return max(sizes[half:] or sizes) - max(sizes[:half])
 
 
 def heartbeats(honest: list[Honest]) -> None:
