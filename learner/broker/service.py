@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
+from learner.broker.cursor import Tasks
 from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
@@ -25,7 +26,7 @@ from learner.broker.quiet import LAST_WORD
 from learner.broker.rates import Bucket, Strangers, weight
 from learner.broker.retirement import Retirement
 from learner.broker.sizes import largest
-from learner.broker.stream import InvalidEvent, Stream, Tasks
+from learner.broker.stream import InvalidEvent, Stream
 from protocol.clock import Deadline, Ticker, now, pause
 from protocol.messages import (
     Ack,

@@ -19,11 +19,12 @@ import pytest
 from stream_world import NumberedTasks, judged
 
 from learner.broker.config import BrokerRoot, SamplingConfig, StreamConfig, TaskConfig, check, identity
+from learner.broker.cursor import Tasks
 from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalFailed
 from learner.broker.membership import Members
 from learner.broker.service import Broker
-from learner.broker.stream import Stream, Tasks
+from learner.broker.stream import Stream
 from protocol import security
 from protocol.clock import Deadline
 from protocol.messages import (
