@@ -32,6 +32,7 @@ from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
+from learner.sinks import open_sinks
 from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
@@ -97,8 +98,10 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
             ).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
-    port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
+    address = own_address(config.broker)
+    port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
+    metrics.show_disk(record.directory)
     server = partial(
         WeightServer,
         fanout=config.weights.fanout,
@@ -108,8 +111,9 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
         device=ranks.device,
     )
     with (
-        Link(config.broker, _hello(port)) as link,
-        server(Store(settings.versions_kept), own_address(config.broker)) as weights,
+        open_sinks(config, restored.policy_version) as record.sinks,
+        Link(config.broker, _hello(address, port)) as link,
+        server(Store(settings.versions_kept), address) as weights,
         publisher(server=weights, announce=link.announce) as published,
     ):
         run_spec = _run_spec(link.welcome, ranks)
@@ -159,13 +163,14 @@ def _record(config: LearnerRoot, restored: Progress) -> Record:
     return open_record(directory, samples)
 
 
-def _hello(port: int) -> Hello:
+def _hello(address: str, port: int) -> Hello:
     return Hello(
         role="learner",
         name="learner",
         host=socket.gethostname(),
         pid=os.getpid(),
         metrics_port=port,
+        metrics_host=address,
         versions=versions(),
         session=secrets.token_hex(8),
     )

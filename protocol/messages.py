@@ -237,6 +237,7 @@ class Hello:
     host: Name
     pid: Count
     metrics_port: Annotated[int, Range(0, 65535)]
+    metrics_host: Name = ""  # address on which that port listens; empty: `host`
     versions: dict[str, str]  # package → version
     session: Name  # of this process alone: one that comes back under its name is told from another that takes it
     holds: tuple[Count, ...] = ()  # said again after a break: the leases that an actor still works on

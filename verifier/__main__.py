@@ -17,6 +17,7 @@ from prometheus_client import start_http_server
 from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
+from protocol.sockets import own_address
 from verifier import metrics
 from verifier.config import VerifierRoot, check
 from verifier.pool import Pool, PoolBroken
@@ -42,7 +43,8 @@ def main(tree: DictConfig) -> None:
     try:
         check(config)
         security.lock(config.security, config.broker, "verifier")
-        port = start_http_server(config.metrics_port, addr="127.0.0.1")[0].server_port
+        address = own_address(config.broker)
+        port = start_http_server(config.metrics_port, addr=address)[0].server_port
     except (ValueError, OSError) as error:
         sys.exit(f"verifier: {error}")
     verifier = config.verifier
@@ -55,7 +57,7 @@ def main(tree: DictConfig) -> None:
         service = Service(
             config.broker,
             pool,
-            _hello(config, port),
+            _hello(config, address, port),
             capacity=verifier.workers * verifier.backlog,
             welcome_seconds=verifier.welcome_seconds,
         )
@@ -101,7 +103,7 @@ def _leave_at_once(received: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _hello(config: VerifierRoot, port: int) -> Hello:
+def _hello(config: VerifierRoot, address: str, port: int) -> Hello:
     host = socket.gethostname()
     return Hello(
         role="verifier",
@@ -109,6 +111,7 @@ def _hello(config: VerifierRoot, port: int) -> Hello:
         host=host,
         pid=os.getpid(),
         metrics_port=port,
+        metrics_host=address,
         versions={"python": platform.python_version()},
         session=secrets.token_hex(8),
     )

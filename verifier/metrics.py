@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from verifier.sandbox.program import ENDED
+
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
 checks = Counter(
@@ -21,3 +23,11 @@ sandbox_runs = Counter(
 jobs_queued = Gauge("verifier_jobs_queued", "Jobs that no worker has begun")
 jobs_running = Gauge("verifier_jobs_running", "Jobs that a worker is at")
 messages_rejected = Counter("verifier_messages_rejected_total", "Messages that could not be taken")
+
+# A rise from nothing is no rise to Prometheus.
+for outcome in ("reward", "void"):
+    verdicts.labels(outcome=outcome)
+for ended in ENDED:
+    sandbox_runs.labels(ended=ended)
+for reason in ("timeout", "memory", "starved", "lost", "renewed"):
+    workers_ended.labels(reason=reason)

@@ -289,7 +289,7 @@ def test_it_speaks_at_least_once_a_heartbeat(start_verifier: StartVerifier) -> N
         ("verifier.workers=0", "verifier.workers=0: must be at least 1"),
         ("verifier.memory_bytes=1000", "verifier.memory_bytes=1000: "),
         ("verifier.welcome_seconds=0.2", "no broker answered at tcp://127.0.0.1:9 within 0.2 s"),
-        ("broker=nonsense", "cannot connect to 'nonsense'"),
+        ("broker=nonsense", "nonsense: give the address as tcp://host:port"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(option: str, sentence: str) -> None:
