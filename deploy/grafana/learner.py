@@ -253,14 +253,15 @@ WEIGHTS = Row(
         Panel(
             title="What must not be",
             says=(
-                "Within ten minutes: weights that are not those of their version (alert WrongWeights), and versions "
-                "that waited for the one before, for which the network is too slow."
+                "Within ten minutes: weights that are not those of their version (alert WrongWeights), versions that "
+                "waited for the one before, for which the network is too slow, and groups that lost a member."
             ),
             unit="count",
             queries=(
                 Query(f"sum(increase(learner_fingerprint_mismatches_total{CHOSEN}[10m]))", "wrong, the learner says"),
                 Query(f"sum(increase(broker_fingerprint_mismatches_total{CHOSEN}[10m]))", "wrong, the broker says"),
                 Query(f"sum(increase(learner_publish_waits_total{CHOSEN}[10m]))", "waited"),
+                Query(f"sum(increase(learner_weight_groups_dissolved_total{CHOSEN}[10m]))", "groups dissolved"),
             ),
         ),
     ),
