@@ -27,6 +27,15 @@ class Checkpoint:
                 return str(name).removeprefix("torch.")
         return "float32"
 
+    def demand_plain_weights(self) -> None:
+        """Refuse a quantised checkpoint: published weights are plain, its engine could not take them as they are."""
+        method = (self.config.get("quantization_config") or {}).get("quant_method")
+        if method is not None:
+            raise EngineFailure(
+                f"{self.directory} is quantised ({method}): the learner publishes plain weights, which this engine "
+                "would have to quantise anew at every update; use the checkpoint without quantization_config"
+            )
+
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end a completion beside the tokenizer's EOS."""

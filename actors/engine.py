@@ -25,6 +25,7 @@ from actors.checkpoint import Checkpoint
 from actors.config import EngineConfig
 from actors.requests import Bytes, EngineFailure, Finished, ImpossiblePrompt, Tensors
 from protocol.messages import Sampling, TensorSpec, VersionSpan
+from protocol.segments import Mappings, Place, place_of, read_file
 
 _collecting = gc.isenabled()
 gc.disable()  # importing makes a million objects and no garbage; looking for it costs a third of the start
@@ -43,10 +44,22 @@ if _collecting:
     gc.enable()
 
 
+_mappings = Mappings()  # of a worker's process
+
+
 class WeightLoader:
     """Runs inside vLLM's workers (`worker_extension_cls`)."""
 
     model_runner: Any  # the worker's own
+
+    def load_places(self, places: list[tuple[TensorSpec, Place]]) -> list[str]:
+        """As `load_version`, of a version that lies in shared memory: tensors do not go through vLLM's own pipes."""
+        files = {path: read_file(path, _mappings) for path in {place.path for _, place in places}}
+        views = [
+            (spec.name, _torch_view(spec, files[place.path][place.offset : place.offset + spec.nbytes]))
+            for spec, place in places
+        ]
+        return self.load_version(views)
 
     def load_version(self, tensors: list[tuple[str, torch.Tensor]]) -> list[str]:
         """Load a version given by HF names; the names of vLLM's parameters that it left as they were.
@@ -72,7 +85,9 @@ class VllmEngine:
         self._weights = ""  # version/fingerprint: as vLLM writes down which weights sampled which token
         self._requests: dict[str, _Request] = {}
         self._ended_tokens = 0
+        self._workers = config.tensor_parallel_size
         checkpoint = Checkpoint(Path(model))
+        checkpoint.demand_plain_weights()
         self._stop_ids = checkpoint.stop_ids
         try:
             with warnings.catch_warnings(action="ignore"):  # they are about vLLM's own imports
@@ -173,8 +188,7 @@ class VllmEngine:
 
     def load(self, version: int, fingerprint: str, tensors: Tensors) -> None:
         """Sample from `version` from the next step on. Raises `EngineFailure` when tensors are missing."""
-        views = [(spec.name, _torch_view(spec, data)) for spec, data in tensors]
-        for missing in self._llm.collective_rpc("load_version", args=(views,)):
+        for missing in self._load(list(tensors)):
             if missing:
                 raise EngineFailure(
                     f"version {version} lacks the weights of {', '.join(missing[:5])}: the learner must publish every "
@@ -187,6 +201,16 @@ class VllmEngine:
             self._llm.reset_prefix_cache(reset_running_requests=True)
         else:
             self._resubmit_waiting()
+
+    def _load(self, tensors: list[tuple[TensorSpec, Bytes]]) -> list[list[str]]:
+        """Load into every worker; what each of them misses."""
+        places = [(spec, place) for spec, data in tensors if (place := place_of(data))] if self._workers > 1 else []
+        if places and len(places) == len(tensors):
+            missing: list[list[str]] = self._llm.collective_rpc("load_places", args=(places,))
+        else:
+            views = [(spec.name, _torch_view(spec, data)) for spec, data in tensors]
+            missing = self._llm.collective_rpc("load_version", args=(views,))
+        return missing
 
     def _resubmit_waiting(self) -> None:
         """Requests without a token so far have no KV to keep: they belong to the new version."""

@@ -14,7 +14,8 @@ from actors import metrics
 from actors.link import Link
 from actors.requests import Engine, Finished
 from actors.sampling import Leases
-from actors.weights import FetchedVersion, WeightReceiver
+from actors.weights.fetched import FetchedVersion
+from actors.weights.receiver import WeightReceiver
 from protocol.clock import Deadline, Ticker, now
 from protocol.messages import Goodbye, Heartbeat, Lease, LeaseRequest, RolloutDone
 
@@ -103,6 +104,7 @@ class Actor:
         self.engine.load(manifest.version, manifest.fingerprint, fetched.tensors())
         pause = now() - begun
         metrics.weight_swap_seconds.observe(pause)
+        self.weights.loaded(fetched, pause)
         metrics.policy_version.set(manifest.version)
         log.info("version %d loaded in %.0f ms", manifest.version, 1e3 * pause)
         if first:
@@ -141,6 +143,7 @@ class Actor:
             message = self.leases.done(completion)
             self.link.line.say_surely(message)
             metrics.rollouts.labels(completion.finish_reason).inc()
+            metrics.rollout_tokens.observe(len(completion.token_ids))
             if message.rollout.mixed_version:
                 metrics.mixed_version_rollouts.inc()
 

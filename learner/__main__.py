@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -27,10 +28,15 @@ from learner.optimizer import Optimizer
 from learner.policy import model
 from learner.policy.model import Policy
 from learner.policy.reference import load_reference
+from learner.publish.publisher import Publisher
+from learner.publish.server import WeightServer
+from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
+from learner.sinks import open_sinks
 from protocol import security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
+from protocol.sockets import own_address
 
 log = logging.getLogger("learner")
 
@@ -76,18 +82,44 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
         reference=reference if config.loss.kl_replace_every else None,
     )
     restored = restore(config, checkpoints, policy, steps)
+    publisher = partial(
+        Publisher,
+        policy,
+        ranks,
+        config.weights,
+        dtype=getattr(torch, settings.publish_dtype) if settings.publish_dtype else None,
+    )
     if not ranks.first:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 tells them when it is over
-        Learner(
-            config, _run_spec(None, ranks), ranks, policy, steps, reference, None, None, checkpoints, restored
-        ).train()
+        with publisher() as published:
+            run_spec = _run_spec(None, ranks)
+            Learner(
+                config, run_spec, ranks, policy, steps, reference, None, None, published, checkpoints, restored
+            ).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
-    port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
+    address = own_address(config.broker)
+    port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
-    with Link(config.broker, _hello(port), versions_kept=settings.versions_kept) as link:
+    metrics.show_disk(record.directory)
+    server = partial(
+        WeightServer,
+        fanout=config.weights.fanout,
+        shared_memory=config.weights.shared_memory,
+        group=config.weights.group,
+        group_seconds=config.weights.group_seconds,
+        device=ranks.device,
+    )
+    with (
+        open_sinks(config, restored.policy_version) as record.sinks,
+        Link(config.broker, _hello(address, port)) as link,
+        server(Store(settings.versions_kept), address) as weights,
+        publisher(server=weights, announce=link.announce) as published,
+    ):
         run_spec = _run_spec(link.welcome, ranks)
-        learner = Learner(config, run_spec, ranks, policy, steps, reference, link, record, checkpoints, restored)
+        learner = Learner(
+            config, run_spec, ranks, policy, steps, reference, link, record, published, checkpoints, restored
+        )
         signal.signal(signal.SIGTERM, lambda *_: link.interrupt("the learner got SIGTERM"))
         reason = learner.train()
         link.goodbye(reason, finished=True)
@@ -131,13 +163,14 @@ def _record(config: LearnerRoot, restored: Progress) -> Record:
     return open_record(directory, samples)
 
 
-def _hello(port: int) -> Hello:
+def _hello(address: str, port: int) -> Hello:
     return Hello(
         role="learner",
         name="learner",
         host=socket.gethostname(),
         pid=os.getpid(),
         metrics_port=port,
+        metrics_host=address,
         versions=versions(),
         session=secrets.token_hex(8),
     )

@@ -7,6 +7,7 @@ from omegaconf import MISSING
 from learner.checkpoint.config import CheckpointConfig, check_checkpoint
 from learner.loss.config import LossConfig, check_loss
 from learner.policy.config import ModelConfig, check_model
+from learner.publish.config import WeightsConfig, check_weights
 from protocol.options import option
 from protocol.security import SecurityConfig, check_security
 
@@ -55,6 +56,19 @@ class LearnerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SinksConfig:
+    """Where else the numbers of each step go; metrics.jsonl and Prometheus always have them."""
+
+    tensorboard: bool = option(
+        False, "also write TensorBoard's files into the run's `tensorboard` directory (extra `tensorboard`)"
+    )
+    wandb: str = option(
+        "off", "also tell Weights & Biases (extra `wandb`): `off`, `offline` (into the run's directory), or `online`"
+    )
+    wandb_project: str = option("offbeat", "project of Weights & Biases")
+
+
+@dataclass(kw_only=True, slots=True)
 class LearnerRoot:
     """All that `python -m learner` reads."""
 
@@ -67,6 +81,8 @@ class LearnerRoot:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sinks: SinksConfig = field(default_factory=SinksConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
@@ -77,6 +93,7 @@ def check(config: LearnerRoot) -> None:
     for key, value, allowed in (
         ("learner.device", learner.device, ("auto", "cpu", "cuda")),
         ("learner.publish_dtype", learner.publish_dtype, ("", "float32", "bfloat16", "float16")),
+        ("sinks.wandb", config.sinks.wandb, ("off", "offline", "online")),
     ):
         if value not in allowed:
             raise ValueError(f"{key}={value}: must be one of {', '.join(filter(None, allowed))}")
@@ -92,6 +109,7 @@ def check(config: LearnerRoot) -> None:
     check_model(config.policy, learner.device)
     check_optimizer(config.optimizer)
     check_checkpoint(config.checkpoint)
+    check_weights(config.weights)
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:

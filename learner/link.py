@@ -1,24 +1,21 @@
 """The learner's line to the others: a thread that owns its sockets, so that training never delays a heartbeat.
 
-It consumes what the training thread hands over (snapshots to publish, steps done) and what the broker and the actors
-send; it waits for nothing but its sockets. The training thread waits in one place, `next_batch`, whose end is a batch,
+It consumes what the training thread hands over (steps done, batches wanted, versions that are out) and what the broker
+sends; it waits for nothing but its sockets. The training thread waits in one place, `next_batch`, whose end is a batch,
 the end of the run, an error of this thread, or a deadline.
 """
 
 import logging
 import os
 import queue
-import socket
 import threading
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from types import TracebackType
 from typing import Self, TypeAlias
-from urllib.parse import urlsplit
 
 import zmq
 
-from learner.weights import Snapshot, WeightStore, seal
 from protocol.clock import Deadline
 from protocol.errors import PeerSilent, ProtocolError
 from protocol.line import Line
@@ -34,20 +31,18 @@ from protocol.messages import (
     Message,
     Resume,
     RunSpec,
-    ShardRequest,
     StreamStats,
     Sure,
     WeightManifest,
 )
-from protocol.sockets import Rejected, Router
+from protocol.sockets import Rejected
 
 log = logging.getLogger("learner")
 
 WELCOME_SECONDS = 60.0  # a broker that has not answered by then is not there
-REQUEST_BYTES = 2**16  # largest frame that an actor may send to the weight server
 STUCK_SECONDS = 600.0  # a training thread that has not heard by then why the run cannot go on hears nothing any more
 
-FromTrainer: TypeAlias = Snapshot | Resume | BatchRequest | Consumed | Checkpointed | Goodbye
+FromTrainer: TypeAlias = WeightManifest | Resume | BatchRequest | Consumed | Checkpointed | Goodbye
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +53,9 @@ class _Failure:
 
 
 class Link:
-    """Connection to one broker, and server of weights. Used as a context manager by the training thread."""
+    """Connection to one broker. Used as a context manager by the training thread."""
 
-    def __init__(self, broker: str, hello: Hello, *, versions_kept: int) -> None:
-        self._store = WeightStore(versions_kept)
+    def __init__(self, broker: str, hello: Hello) -> None:
         self._to_thread: queue.SimpleQueue[FromTrainer] = queue.SimpleQueue()
         self._to_trainer: queue.SimpleQueue[GroupBatch | Goodbye | _Failure] = queue.SimpleQueue()
         self._manifest: WeightManifest | None = None  # of the newest version
@@ -75,8 +69,8 @@ class Link:
         self._heard = threading.Event()  # the training thread knows that the line is down
         self._line = Line(broker, hello, welcome_seconds=WELCOME_SECONDS, standing=self._standing)
         self.welcome = self._line.welcome
-        self._weights = Router(f"tcp://{own_address(broker)}:*", roles=("actor",), largest=REQUEST_BYTES)
         self._alarm, self._bell = _wake_pair()
+        self._ringing = threading.Lock()  # versions are announced by another thread than the training one
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
     @property
@@ -97,9 +91,9 @@ class Link:
         self._heard.set()
         self._thread.join()
         self._line.close()
-        self._weights.close()
-        for wake in (self._alarm, self._bell):
-            wake.close(0)
+        with self._ringing:
+            for wake in (self._alarm, self._bell):
+                wake.close(0)
 
     # ------------------------------------------------------------ called by the training thread
 
@@ -116,9 +110,9 @@ class Link:
         """Tell the broker that a whole checkpoint of this version is on the disk. From any thread: it rings no bell."""
         self._to_thread.put(Checkpointed(policy_version=policy_version))
 
-    def publish(self, taken: Snapshot) -> None:
-        """Offer these weights to the actors; returns at once."""
-        self._hand_over(taken)
+    def announce(self, manifest: WeightManifest) -> None:
+        """Tell the actors that a version is out; from any thread."""
+        self._hand_over(manifest)
 
     def consumed(self, policy_version: int, group_ids: tuple[int, ...]) -> None:
         """Tell the broker that these groups are trained and the learner stands at `policy_version`."""
@@ -160,7 +154,9 @@ class Link:
 
     def _hand_over(self, item: FromTrainer) -> None:
         self._to_thread.put(item)
-        self._alarm.send(b"")
+        with self._ringing:
+            if not self._alarm.closed:
+                self._alarm.send(b"")
 
     # ------------------------------------------------------------ the thread
 
@@ -176,13 +172,12 @@ class Link:
 
     def _serve(self) -> None:
         poller = zmq.Poller()
-        for source in (self._line.dealer.socket, self._weights.socket, self._bell):
+        for source in (self._line.dealer.socket, self._bell):
             poller.register(source, zmq.POLLIN)
         while not self._over and not (self._farewell and self._farewell_by.passed):
             poller.poll(round(self.welcome.heartbeat_seconds * 500))
             self._drain_trainer()
             self._drain_broker()
-            self._serve_shards()
             self._line.tick(self._status)
 
     def _status(self) -> Heartbeat:
@@ -197,12 +192,8 @@ class Link:
             self._bell.recv()
         while not self._to_thread.empty():
             item = self._to_thread.get()
-            if isinstance(item, Snapshot):
-                published = seal(item, self._weights.address)
-                self._store.add(published)
-                self._manifest = published.manifest
-                self._line.say_surely(published.manifest)
-            elif isinstance(item, Sure):
+            if isinstance(item, Sure):
+                self._manifest = item if isinstance(item, WeightManifest) else self._manifest
                 self._line.say_surely(item)
             else:
                 self._wanted = item if isinstance(item, BatchRequest) else None
@@ -235,24 +226,6 @@ class Link:
             return  # the same batch came twice: before and after the broker was away
         self._wanted = None
         self._to_trainer.put(message)
-
-    def _serve_shards(self) -> None:
-        while (received := self._weights.receive()) is not None:
-            actor, message = received
-            if isinstance(message, ShardRequest):
-                self._weights.send(actor, self._store.shard(message.version, message.shard))
-            else:
-                log.warning("the weight server ignored: %s", message)
-
-
-def own_address(broker: str) -> str:
-    """The address of this host on the way to `broker`: where the actors of the same run can reach it."""
-    target = urlsplit(broker)
-    if not target.hostname or not target.port:
-        raise ValueError(f"broker={broker}: give the address as tcp://host:port")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
-        probe.connect((target.hostname, target.port))
-        return str(probe.getsockname()[0])
 
 
 def _wake_pair() -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 
 from learner import batch, exchange, metrics
 from learner.batch import MicroBatch, TrainingSequence
@@ -29,9 +30,10 @@ from learner.link import Link
 from learner.optimizer import Optimizer
 from learner.policy import reference
 from learner.policy.model import Policy, full_state
+from learner.policy.peak import peak_flops
+from learner.publish.publisher import Publisher
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step
-from learner.weights import snapshot
 from protocol.errors import ProtocolError
 from protocol.messages import Goodbye, GroupBatch, GroupRange, RunSpec
 
@@ -50,6 +52,7 @@ class Learner:
     reference: Policy | None  # of the KL term
     link: Link | None
     record: Record | None
+    publisher: Publisher
     checkpoints: Checkpoints
     restored: Progress
     policy_version: int = field(init=False)
@@ -163,13 +166,7 @@ class Learner:
     def publish(self) -> None:
         """Offer the weights of this version; the copy is the only part for which the next step waits."""
         with self.timed("publish"):
-            name = self.config.learner.publish_dtype
-            dtype = getattr(torch, name) if name else None
-            state = full_state(self.policy)
-            if self.link:
-                self.link.publish(snapshot(self.policy_version, state, dtype))
-            else:
-                deque(state, maxlen=0)  # takes part in the gathering
+            self.publisher.publish(self.policy_version)
 
     def tell(self, received: GroupBatch, credited: Credited, result: StepResult) -> None:
         """Report the step to the broker, the run's files and Prometheus."""
@@ -224,6 +221,7 @@ class Learner:
             void_verdicts=stats.void_verdicts,
         )
         self.totals = totals
+        flop = sum(self.policy.cost.of(len(one.prompt_ids) + len(one.token_ids)) for one in credited.sequences)
         consumed_mean = totals.consumed_tokens / max(totals.consumed_rollouts, 1)
         generated_mean = totals.generated_tokens / max(totals.generated_rollouts, 1)
         return {
@@ -236,6 +234,8 @@ class Learner:
             "trained_tokens": totals.trained_tokens,
             "generated_tokens_per_second": (totals.generated_tokens - before.generated_tokens) / seconds,
             "trained_tokens_per_second": credited.tokens / seconds,
+            "trained_flop": flop,
+            "mfu": flop / (self.clock["train"] * self.peak_flops),
             "verdicts_per_second": (totals.verdicts - before.verdicts) / seconds,
             "length_bias": consumed_mean / generated_mean if generated_mean else None,
             "groups_trained": totals.groups_trained,
@@ -244,8 +244,14 @@ class Learner:
             "rollouts_filtered": credited.rollouts_filtered,
             "actors": stats.actors,
             "verifiers": stats.verifiers,
+            "weights": self.publisher.row(),
             "seconds": {**self.clock, "total": seconds},
         }
+
+    @property
+    def peak_flops(self) -> float:
+        """FLOP a second of all ranks' devices at best."""
+        return dist.get_world_size() * peak_flops(self.ranks.device, getattr(torch, self.config.policy.param_dtype))
 
     def checkpoint(self, every: int) -> None:
         """Save a training checkpoint when this version is one of `every` (0: none is) and has none. Collective."""

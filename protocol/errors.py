@@ -20,7 +20,3 @@ class PeerSilent(ProtocolError):
 
 class Refused(ProtocolError):
     """The broker refused us for good; the text says why and what to change."""
-
-
-class PeerStalled(ProtocolError):
-    """A peer that is connected but has not read what it was sent for so long that no more is kept for it."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import singledispatchmethod
 
+from protocol import security
 from protocol.clock import Deadline, Ticker, now
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import Ack, Goodbye, Heartbeat, Hello, Message, Refusal, Sure, Welcome, WhoAreYou
@@ -207,12 +208,19 @@ class Line:
         Raises `Refused`, or `PeerSilent` when nobody answers in `seconds`.
         """
         role, silence, taken = self._hello.role, Deadline(seconds), Deadline(TAKEN_SECONDS)
+        asked = False
         while not silence.passed:
-            self._greet()
-            answer = self.dealer.receive(min(RETRY_SECONDS, silence.remaining))
+            try:
+                self._greet()
+                answer = self.dealer.receive(min(RETRY_SECONDS, silence.remaining))
+            except PeerSilent as error:
+                raise Refused(self._mismatch() or str(error)) from None
             if isinstance(answer, Welcome):
                 return answer
             if answer is None:
+                if not asked and (why := self._mismatch()):
+                    raise Refused(why)
+                asked = True
                 continue
             if isinstance(answer, Goodbye):
                 raise Refused(f"the run at {self.broker} is over: {answer.reason}")
@@ -224,3 +232,8 @@ class Line:
         raise PeerSilent(
             f"no broker answered at {self.broker} within {seconds:g} s: check the address, and that the broker runs"
         )
+
+    def _mismatch(self) -> str:
+        """Why the broker and this process cannot even speak to each other, in words; empty if they can."""
+        why = security.mismatch(self.broker, security.in_use(), "broker")
+        return f"{self.broker}: {why}" if why else ""

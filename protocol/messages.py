@@ -18,7 +18,7 @@ import numpy as np
 from protocol.errors import MalformedMessage
 from protocol.fields import Array, Json, MaxLength, Range
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 Count: TypeAlias = Annotated[int, Range(0, 2**63 - 1)]
 Positive: TypeAlias = Annotated[int, Range(1, 2**31 - 1)]
@@ -30,6 +30,8 @@ Fingerprint: TypeAlias = Annotated[str, MaxLength(64)]
 JsonObject: TypeAlias = Annotated[dict[str, Any], Json(max_depth=16)]
 TokenIds: TypeAlias = Annotated[np.ndarray[Any, np.dtype[np.int32]], Array("int32", 1)]
 Logprobs: TypeAlias = Annotated[np.ndarray[Any, np.dtype[np.float32]], Array("float32", 1)]
+MOST_PADDING = 64  # bytes between two tensors of a version, so that each can begin at a multiple of this
+
 RawBytes: TypeAlias = Annotated[np.ndarray[Any, np.dtype[np.uint8]], Array("uint8", 1)]
 
 Role: TypeAlias = Literal["learner", "actor", "verifier"]
@@ -203,10 +205,23 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSpec:
-    """One shard: its size and the BLAKE2b-128 of its bytes, in hex."""
+    """One shard: its size and the XXH3-128 of its bytes, in hex."""
 
     nbytes: Positive
     checksum: Fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaSpec:
+    """The way from `base` to `version`, shard by shard, as `protocol.delta` codes it."""
+
+    version: Version
+    base: Version
+    nbytes: tuple[Count, ...]  # of each shard's delta; 0: the shard did not change
+
+    def __post_init__(self) -> None:
+        if self.base >= self.version:
+            raise MalformedMessage("base", f"is {self.base}, not older than {self.version}")
 
 
 # ---------------------------------------------------------------- every role ↔ broker
@@ -222,6 +237,7 @@ class Hello:
     host: Name
     pid: Count
     metrics_port: Annotated[int, Range(0, 65535)]
+    metrics_host: Name = ""  # address on which that port listens; empty: `host`
     versions: dict[str, str]  # package → version
     session: Name  # of this process alone: one that comes back under its name is told from another that takes it
     holds: tuple[Count, ...] = ()  # said again after a break: the leases that an actor still works on
@@ -236,20 +252,34 @@ class WeightManifest:
     version: Version
     fingerprint: Fingerprint  # BLAKE2b-128 over tensor specs and shard checksums
     endpoint: Name  # zmq address of the learner's weight server
-    tensors: tuple[TensorSpec, ...]
+    local: Name = ""  # its name among the sockets of the learner's host (`protocol.segments`); empty: none
+    group: Count = 0  # actors that may receive it together, by one broadcast (`protocol.collective`); 0: none
+    tensors: tuple[TensorSpec, ...]  # tied ones name the same bytes
     shards: tuple[ShardSpec, ...]
+    deltas: tuple[DeltaSpec, ...] = ()  # a chain of versions that ends with this one, oldest first
 
     def __post_init__(self) -> None:
         stored = sum(shard.nbytes for shard in self.shards)
-        offset = 0
+        end, places = 0, set()
         for index, tensor in enumerate(self.tensors):
-            if tensor.offset != offset:
+            place = (tensor.offset, tensor.nbytes)
+            if place in places:
+                continue
+            if not 0 <= tensor.offset - end < MOST_PADDING:
+                raise MalformedMessage(f"tensors[{index}].offset", f"is {tensor.offset}, the one before ends at {end}")
+            places.add(place)
+            end = tensor.offset + tensor.nbytes
+        if end != stored:
+            raise MalformedMessage("shards", f"hold {stored} bytes, the tensors need {end}")
+        goal = self.version
+        for index, delta in reversed(list(enumerate(self.deltas))):
+            if delta.version != goal or len(delta.nbytes) != len(self.shards):
                 raise MalformedMessage(
-                    f"tensors[{index}].offset", f"is {tensor.offset}, the one before ends at {offset}"
+                    f"deltas[{index}]",
+                    f"leads to version {delta.version} in {len(delta.nbytes)} shards; needed is {goal} in "
+                    f"{len(self.shards)}",
                 )
-            offset += tensor.nbytes
-        if offset != stored:
-            raise MalformedMessage("shards", f"hold {stored} bytes, the tensors need {offset}")
+            goal = delta.base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -464,34 +494,111 @@ class Checkpointed:
     policy_version: Version
 
 
-# ---------------------------------------------------------------- actor ↔ learner's weight server
+# ---------------------------------------------------------------- actor ↔ weight server: the learner's, or an actor's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRequest:
+    """Actor → learner's weight server, before it fetches a version: of whom?"""
+
+    kind: ClassVar[str] = "source_request"
+    version: Version
+    held: Annotated[int, Range(-1, 2**31 - 1)]  # the version that it goes on from; -1: none
+    endpoint: Name  # where it serves others itself; empty: nowhere
+    failed: Name = ""  # a source that did not answer; it is named to nobody any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Learner's weight server → actor: of this one."""
+
+    kind: ClassVar[str] = "source"
+    version: Version
+    endpoint: Name  # of an actor that fetches the same; empty: of me
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enlist:
+    """Actor → learner's weight server: I would receive this version with the group."""
+
+    kind: ClassVar[str] = "enlist"
+    version: Version
+    cuda: bool  # whether it could by NCCL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Called:
+    """Learner's weight server → actor: all are here; join group `group`, if you are not in it, and receive."""
+
+    kind: ClassVar[str] = "called"
+    version: Version
+    group: Count  # its number
+    rendezvous: Name  # host:port of its TCPStore
+    rank: Positive
+    world: Positive
+    backend: Literal["gloo", "nccl"]
+    seconds: Seconds  # after which everybody gives the group up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalledOff:
+    """Learner's weight server → actor: not by the group; fetch it."""
+
+    kind: ClassVar[str] = "called_off"
+    version: Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRequest:
-    """Actor → weight server: send me this shard."""
+    """Actor → weight server: send me this shard, or the delta that leads to it."""
 
     kind: ClassVar[str] = "shard_request"
     version: Version
     shard: Count
+    delta: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Weight server → actor: the bytes of one shard."""
+    """Weight server → actor: the bytes of one shard, or its delta."""
 
     kind: ClassVar[str] = "shard"
     version: Version
     shard: Count
+    delta: bool = False
     data: RawBytes  # [S]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardComing:
+    """An actor's weight server → actor: I am fetching it myself, wait; said again as long as that is so."""
+
+    kind: ClassVar[str] = "shard_coming"
+    version: Version
+    shard: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardGone:
-    """Weight server → actor: that version is no longer held; fetch a newer one."""
+    """Weight server → actor: I do not hold that (any more); fetch something newer, or elsewhere."""
 
     kind: ClassVar[str] = "shard_gone"
     version: Version
+    shard: Count = 0
+    delta: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Actor → learner's weight server: from now on I sample from these weights."""
+
+    kind: ClassVar[str] = "loaded"
+    version: Version
+    fingerprint: Fingerprint  # of what was loaded
+    way: Name  # by which it came: shared_memory, zmq, relay, group
+    nbytes: Count  # that went over a wire for it
+    fetch_seconds: Seconds  # from the first request to the last byte verified
+    pause_seconds: Seconds  # for which no token was sampled
 
 
 Message: TypeAlias = (
@@ -515,9 +622,16 @@ Message: TypeAlias = (
     | Consumed
     | Checkpointed
     | WeightManifest
+    | SourceRequest
+    | Source
+    | Enlist
+    | Called
+    | CalledOff
     | ShardRequest
     | Shard
+    | ShardComing
     | ShardGone
+    | Loaded
 )
 
 # what must arrive: these have a `seq`

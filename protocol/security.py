@@ -13,20 +13,24 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import zmq
 from zmq.auth import create_certificates, load_certificate
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
 
+from protocol.clock import Deadline
+from protocol.connections import HANDSHAKE_FAILED
 from protocol.options import option
 
 log = logging.getLogger("security")
 
 MODES = ("auto", "curve", "none")
 ROLES = ("broker", "learner", "actor", "verifier")
-HANDSHAKE_MS = 5000  # a connection that has not proved itself by then is closed
+BROKEN_OFF = 5  # handshakes in a row that end without a word
 
 
 class InsecureKeys(ValueError):
@@ -83,13 +87,16 @@ class Keys:
 def make(directory: Path) -> None:
     """Write a key pair for each role. Raises `InsecureKeys` when one is there already."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for role in ROLES:
-        for name in (f"{role}.key", f"{role}.key_secret"):
-            if (directory / name).exists():
-                raise InsecureKeys(f"{directory / name}: is there already; choose another directory, or remove it")
-    for role in ROLES:
-        _, secret = create_certificates(directory, role)
-        Path(secret).chmod(0o600)
+    names = [name for role in ROLES for name in (f"{role}.key", f"{role}.key_secret")]
+    for name in names:
+        if (directory / name).exists():
+            raise InsecureKeys(f"{directory / name}: is there already; choose another directory, or remove it")
+    with TemporaryDirectory(dir=directory) as private:  # which nobody else may enter: secrets are never readable
+        for role in ROLES:
+            _, secret = create_certificates(private, role)
+            Path(secret).chmod(0o600)
+        for name in names:
+            (Path(private) / name).rename(directory / name)
 
 
 def load(directory: Path, role: str) -> Keys:
@@ -156,7 +163,6 @@ def listen(socket: "zmq.Socket[bytes]", keys: Keys, roles: Iterable[str]) -> Map
     socket.curve_publickey = keys.public
     socket.curve_server = True
     socket.zap_domain = domain.encode()
-    socket.handshake_ivl = HANDSHAKE_MS
     return admitted
 
 
@@ -167,6 +173,36 @@ def connect(socket: "zmq.Socket[bytes]", keys: Keys, listener: str) -> None:
     socket.curve_secretkey = keys.secret
     socket.curve_publickey = keys.public
     socket.curve_serverkey = keys.known[listener]
+
+
+def mismatch(address: str, keys: Keys | None, listener: str, *, seconds: float = 1.0) -> str:
+    """Why `address` and this process do not come to terms, in words; empty if they do, or if nobody is there.
+
+    It tries to connect, for `seconds` at most. A connection that breaks off in silence may do so by chance; only one
+    that always does means something.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    patience, broken_off = Deadline(seconds), 0
+    with context.socket(zmq.DEALER) as probe:
+        probe.setsockopt(zmq.LINGER, 0)
+        if keys:
+            connect(probe, keys, listener)
+        with probe.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | HANDSHAKE_FAILED) as monitor:
+            probe.connect(address)
+            event = 0
+            while not event and broken_off < BROKEN_OFF and monitor.poll(round(1000 * patience.remaining)):
+                event = recv_monitor_message(monitor)["event"]
+                if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                    event, broken_off = 0, broken_off + 1
+            probe.disable_monitor()  # before its reader goes, for whom libzmq would wait
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        locked = "is locked, and this process has no keys" if keys is None else "has no keys, and this process has"
+        return f"the {listener} there {locked}: give both the same security.mode and security.key_directory"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and keys:
+        return f"the {listener} there does not admit the key of this {keys.role}: are the keys of one making?"
+    if broken_off >= BROKEN_OFF and keys:
+        return f"who listens there does not hold the key of {listener}.key: are the keys of one making?"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,21 +6,26 @@ cannot be taken is handed back as a `Rejected`, with the peer and the field, and
 with the keys of the process, if it has any (`protocol.security`).
 """
 
+import socket
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import zmq
 
 from protocol import security
 from protocol.codec import MAX_FRAME_BYTES, Frame, decode, encode
-from protocol.errors import MalformedMessage, PeerSilent, PeerStalled
+from protocol.connections import Connections
+from protocol.errors import MalformedMessage, PeerSilent
 from protocol.messages import Message
 from protocol.security import InsecureKeys, Keys
 
 CLOSE_LINGER_MS = 1000  # a Goodbye still gets out; nothing waits longer than this at the end
-UNREAD_MESSAGES = 20_000  # that a router keeps for a peer which does not read; credits allow far fewer
+HANDSHAKE_MS = 5000  # a connection that has not shaken hands by then is closed
+UNREAD_MESSAGES = 4000  # that a router keeps for a peer which does not read; credits allow far fewer
+UNTAKEN_MESSAGES = 1000  # of one peer that wait in a router; then its connection is not read any further
 EVERYBODY = ("learner", "actor", "verifier")
 
 
@@ -36,14 +41,31 @@ class Rejected:
         return f"message from {self.peer.hex()} rejected: {self.field}: {self.problem}"
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What came over a router and is not decoded yet, so that it can be judged by its sender and its size."""
+
+    peer: bytes
+    role: str  # of the key with which it came; "" where there are no keys
+    frames: Sequence[Frame]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return sum(map(len, self.frames))
+
+    def read(self) -> Message | Rejected:
+        """What it says."""
+        return _decoded(self.peer, self.frames)
+
+
 class _Endpoint:
     """What both ends share: one socket, polled with a time-out, closed once."""
 
     def __init__(self, kind: int) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         self.socket.setsockopt(zmq.LINGER, CLOSE_LINGER_MS)
-        self.socket.setsockopt(zmq.SNDHWM, 0)  # bounded by credit, see above; a mark would drop or block in silence
-        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
     def readable(self, timeout: float) -> bool:
         """Whether a message is there within `timeout` seconds."""
@@ -69,8 +91,8 @@ class _Endpoint:
 class Router(_Endpoint):
     """The bound end. `address` is where it listens, with the port that was chosen for `tcp://host:*`.
 
-    With keys only `roles` come in, and `speaker` is the role of whoever sent the last message; else it is "". A frame
-    larger than `largest` bytes ends the connection that brought it.
+    With keys only `roles` come in. A frame larger than `largest` bytes ends the connection that brought it, and so do
+    `unread` messages that a peer has not read; its `connections` are watched.
     """
 
     def __init__(
@@ -79,71 +101,89 @@ class Router(_Endpoint):
         *,
         roles: Collection[str] = EVERYBODY,
         largest: int = MAX_FRAME_BYTES,
+        unread: int = UNREAD_MESSAGES,
         keys: Keys | None = None,
     ) -> None:
         super().__init__(zmq.ROUTER)
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, UNREAD_MESSAGES)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, largest)
+        for name, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.ROUTER_HANDOVER, 0),
+            (zmq.SNDHWM, unread),
+            (zmq.RCVHWM, UNTAKEN_MESSAGES),
+            (zmq.MAXMSGSIZE, largest),
+        ):
+            self.socket.setsockopt(name, value)
         keys = keys or security.in_use()
         self._admitted = security.listen(self.socket, keys, roles) if keys else {}
-        self.speaker = ""
+        self.connections = Connections(self.socket, largest=largest)
         try:
             self.socket.bind(bind)
         except zmq.ZMQError as error:
+            self.connections.close()
             self.socket.close(0)
             raise OSError(f"cannot listen on {bind}: {error}; choose another address or port") from None
         self.address: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    def close(self) -> None:
+        """Close the socket; what was sent last still leaves for up to a second."""
+        self.connections.close()
+        super().close()
+
     def send(self, peer: bytes, message: Message) -> bool:
-        """Queue `message` for `peer`; False when that peer is gone. Raises `PeerStalled` when it does not read."""
-        return self._send(peer, encode(message))
+        """Queue `message` for `peer`; False when that peer is gone, or is cut off because it does not read."""
+        return self._send(peer, encode(message)) == 0
 
     def send_all(self, letters: Iterable[tuple[bytes, Message]]) -> list[bytes]:
         """Queue each message for its peer, if that is there; one that goes to many in a row is encoded once.
 
-        Returns the peers that do not read.
+        Returns the peers that are cut off because they do not read.
         """
-        before, frames, stalled = None, [], []
+        before, frames, deaf = None, [], []
         for peer, message in letters:
             if message is not before:
                 before, frames = message, encode(message)
-            try:
-                self._send(peer, frames)
-            except PeerStalled:
-                stalled.append(peer)
-        return stalled
+            if self._send(peer, frames) == zmq.EAGAIN:
+                deaf.append(peer)
+        return deaf
 
-    def _send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
+    def _send(self, peer: bytes, frames: Sequence[Frame]) -> int:
+        """0, or the number of what went wrong."""
         try:
             self.socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
-            if error.errno == zmq.EHOSTUNREACH:
-                return False
             if error.errno == zmq.EAGAIN:
-                raise PeerStalled(f"{peer.hex()} has not read {UNREAD_MESSAGES} messages") from None
-            raise
-        return True
+                self.connections.cut(peer, "deaf")
+            elif error.errno != zmq.EHOSTUNREACH:
+                raise
+            return int(error.errno)
+        return 0
 
-    def receive(self, timeout: float = 0.0) -> tuple[bytes, Message | Rejected] | None:
-        """The next message and its peer, or None after `timeout` seconds.
+    def take(self, timeout: float = 0.0) -> Letter | None:
+        """The next message, not decoded yet, or None after `timeout` seconds.
 
         Frames are copied: many peers send many small ones, which are faster to copy than to share, and to keep one
         that is shared is to keep the buffer in which it came.
         """
         try:
-            peer, *frames = self._read()
+            sender = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            return self.receive() if timeout > 0 and self.readable(timeout) else None
-        return peer, _decoded(peer, frames)
+            self.connections.look(nothing_left=True)
+            return self.take() if timeout > 0 and self.readable(timeout) else None
+        frames = self.socket.recv_multipart()
+        peer = sender.bytes
+        role = self._admitted[str(sender.get("User-Id")).encode()] if self._admitted else ""
+        self.connections.heard(_descriptor(sender), peer)
+        return Letter(peer, role, frames)
 
-    def _read(self) -> list[bytes]:
-        if not self._admitted:
-            return self.socket.recv_multipart(zmq.NOBLOCK)
-        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        self.speaker = self._admitted[str(frames[0].get("User-Id")).encode()]
-        return [frame.bytes for frame in frames]
+    def receive(self, timeout: float = 0.0) -> tuple[bytes, Message | Rejected] | None:
+        """The next message and its peer, or None after `timeout` seconds. Who says what can be read is proven."""
+        letter = self.take(timeout)
+        if letter is None:
+            return None
+        message = letter.read()
+        if not isinstance(message, Rejected):
+            self.connections.prove(letter.peer)
+        return letter.peer, message
 
 
 class Dealer(_Endpoint):
@@ -151,7 +191,10 @@ class Dealer(_Endpoint):
 
     def __init__(self, connect: str, *, listener: str = "broker", keys: Keys | None = None) -> None:
         super().__init__(zmq.DEALER)
+        for name in (zmq.SNDHWM, zmq.RCVHWM):
+            self.socket.setsockopt(name, 0)  # bounded by credit, see above; a mark would drop or block in silence
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self.peer = connect.encode()
         try:
             if keys := keys or security.in_use():
                 security.connect(self.socket, keys, listener)
@@ -164,7 +207,6 @@ class Dealer(_Endpoint):
             raise ValueError(
                 f"cannot connect to {connect!r}: {error}; give an address such as tcp://host:5555"
             ) from None
-        self.peer = connect.encode()
 
     def send(self, message: Message) -> None:
         """Queue `message`. Raises `PeerSilent` when the other end has refused this one's keys: nobody would take it."""
@@ -183,8 +225,32 @@ class Dealer(_Endpoint):
         return _decoded(self.peer, [memoryview(frame.buffer).toreadonly() for frame in frames])
 
 
+def _descriptor(frame: zmq.Frame) -> int:
+    """Of the TCP connection over which a frame came; -1 for versions of ZMTP so old that libzmq does not say."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
+
+
 def _decoded(peer: bytes, frames: Sequence[Frame]) -> Message | Rejected:
     try:
         return decode(frames)
     except MalformedMessage as error:
         return Rejected(peer, error.field, error.problem)
+
+
+def own_address(peer: str) -> str:
+    """The address of this host on the way to `peer` (tcp://host:port): where those on that way can reach it.
+
+    Raises `ValueError` when there is none.
+    """
+    target = urlsplit(peer)
+    if not target.hostname or not target.port:
+        raise ValueError(f"{peer}: give the address as tcp://host:port")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
+        try:
+            probe.connect((target.hostname, target.port))
+        except OSError as error:
+            raise ValueError(f"{peer}: this host knows no way there: {error}") from None
+        return str(probe.getsockname()[0])

@@ -14,6 +14,7 @@ from deploy.local.launch import Launch
 from deploy.local.live import view
 from deploy.local.plain import duration, number
 from deploy.local.supervision import RunFailed
+from learner.broker.config import journal_path
 
 ConfigStore.instance().store(name="local_schema", node=LocalRoot)
 
@@ -22,11 +23,14 @@ ConfigStore.instance().store(name="local_schema", node=LocalRoot)
 def main(tree: DictConfig) -> None:
     """Compose, refuse what could not work, run to the end."""
     try:
-        config = launcher(tree)
-        layout.claim(run_directory(tree), overwrite=config.overwrite, resume=config.resume)
+        config, directory = launcher(tree), run_directory(tree)
+        journal = journal_path(tree.journal.path, str(directory))
+        layout.claim(directory, journal, overwrite=config.overwrite, resume=config.resume)
+        if config.resume and not layout.has_checkpoint(directory):
+            tree.checkpoint.required = False
     except (ValueError, OSError) as error:
         sys.exit(f"local: {error}")
-    watching = view(config.view, run_directory(tree))
+    watching = view(config.view, directory)
     try:
         Launch(tree, config, watching.show).run()
     except (RunFailed, ValueError, OSError) as failure:
@@ -34,11 +38,11 @@ def main(tree: DictConfig) -> None:
         print(f"local: {failure}", file=sys.stderr)
         sys.exit(failure.code if isinstance(failure, RunFailed) else 1)
     watching.close()
-    print(result(run_directory(tree)))
+    print(result(directory))
     if config.report:
         from deploy.report.page import write  # matplotlib takes its time, which the start would pay
 
-        print(f"report: {write(run_directory(tree))}")
+        print(f"report: {write(directory)}")
 
 
 def result(directory: Path) -> str:

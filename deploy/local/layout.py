@@ -13,7 +13,6 @@ from deploy.local import restarts
 from deploy.local.config import projection, run_directory
 from protocol.security import make, wanted
 
-JOURNAL = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.lock")  # if `journal.path` is empty
 WRITTEN = (  # all that a run leaves; nothing else in the directory is ever removed
     "metrics.jsonl",
     "samples.jsonl",
@@ -21,11 +20,14 @@ WRITTEN = (  # all that a run leaves; nothing else in the directory is ever remo
     "report.html",
     "broker.json",
     "restarts.jsonl",
-    *JOURNAL,
+    "learner.lock",
     "config",
     "keys",
     "logs",
     "plots",
+    "tensorboard",
+    "wandb",
+    "wandb.json",
     "checkpoint",
     "checkpoints",
     "cold_start",
@@ -35,24 +37,24 @@ WHOLE_CHECKPOINTS = "checkpoints/step_*/progress.json"  # the file that is writt
 HEADER = "# Written by the launcher.\n"
 
 
-def claim(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Make the directory ready for a new run, or for its own to be resumed.
+def claim(directory: Path, journal: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Make the directory ready for a new run, whose broker keeps `journal`, or for its own to be resumed.
 
     Raises `ValueError` when a run is going on in it, when it holds one already, or none to resume.
     """
     if (pid := _running_broker(directory)) is not None:
         raise ValueError(f"{directory}: a run is going on there, its broker is process {pid}; choose another run.name")
     if resume:
-        if not any(directory.glob(WHOLE_CHECKPOINTS)):
+        if not has_checkpoint(directory) and not journal.is_file():
             raise ValueError(
-                f"resume=true: {directory} holds no whole checkpoint to go on from; start it anew with overwrite=true "
-                "(checkpoint.every=10 saves one every 10 steps)"
+                f"resume=true: {directory} holds neither a whole checkpoint nor a journal to go on from; start it anew "
+                "with overwrite=true"
             )
         forget_broker(directory)
         return
     if overwrite:
-        for name in WRITTEN:
-            _remove(directory / name)
+        for path in (*(directory / name for name in WRITTEN), *_files(journal)):
+            _remove(path)
     for sign in SIGNS_OF_A_RUN:
         if (directory / sign).exists():
             raise ValueError(
@@ -61,8 +63,19 @@ def claim(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
             )
     directory.mkdir(parents=True, exist_ok=True)
     forget_broker(directory)
-    for name in (restarts.FILE, *JOURNAL):
-        _remove(directory / name)  # of a run that ended before its first step
+    for path in (directory / restarts.FILE, *_files(journal)):
+        _remove(path)  # of a run that ended before its first step
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether the learner can go on from one; else a journal alone hands out again what it trained."""
+    return any(directory.glob(WHOLE_CHECKPOINTS))
+
+
+def _files(journal: Path) -> list[Path]:
+    """Of a journal: itself, its log, the log's index, the lock."""
+    log, index = (journal.with_name(journal.name + suffix) for suffix in ("-wal", "-shm"))
+    return [journal, log, index, journal.with_suffix(".lock")]
 
 
 def broker_address(directory: Path, pid: int) -> tuple[str, int] | None:

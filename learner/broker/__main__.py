@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -13,17 +14,18 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from learner.broker.config import BrokerRoot, check, identity
+from learner.broker.config import BrokerRoot, check, identity, journal_path
 from learner.broker.http import StatusServer
-from learner.broker.journal import Journal, JournalFailed, journal_path
+from learner.broker.journal import Journal, JournalFailed
+from learner.broker.quiet import Quiet
 from learner.broker.service import Broker
+from learner.broker.sizes import LEARNER
 from learner.broker.tasks import open_tasks
 from protocol import security
 from protocol.sockets import Router
 
 log = logging.getLogger("broker")
 
-MESSAGE_BYTES = 2**28  # largest frame that a peer may send: a rollout has kilobytes, a manifest some megabytes
 
 ConfigStore.instance().store(name="broker_schema", node=BrokerRoot)
 
@@ -32,6 +34,8 @@ ConfigStore.instance().store(name="broker_schema", node=BrokerRoot)
 def main(tree: DictConfig) -> None:
     """Listen, say where in RUN/broker.json, serve until the run is over."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger().handlers[0].addFilter(Quiet())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)  # a peer each
     config = OmegaConf.to_object(tree)
     assert isinstance(config, BrokerRoot)
     try:
@@ -39,7 +43,7 @@ def main(tree: DictConfig) -> None:
         security.lock(config.security, config.broker, "broker")
         tasks = open_tasks(config.task, config.run.seed)
         journal = open_journal(config)
-        router = Router(config.broker, largest=MESSAGE_BYTES)
+        router = Router(config.broker, largest=LEARNER)
     except (ValueError, OSError, JournalFailed) as error:
         sys.exit(f"broker: {error}")
     host = urlsplit(router.address).hostname or "127.0.0.1"

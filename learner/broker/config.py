@@ -1,6 +1,7 @@
 """The broker's options: tasks, sampling, and the admission-controlled stream."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -10,6 +11,7 @@ from protocol.security import SecurityConfig, check_security
 
 ZERO_VARIANCE = ("keep", "resample")
 SYNC = ("normal", "full")
+JOURNAL = "journal.sqlite"
 STRAGGLER = ("wait", "drop", "train")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
 
@@ -74,11 +76,14 @@ class StreamConfig:
     silence_seconds: float = option(30.0, "a peer silent for longer is taken for dead")
     return_seconds: float = option(300.0, "time for a learner or a broker that died to come back, before the run ends")
     messages_per_second: float = option(
-        10000.0, "messages that a peer may send, ten seconds' worth at once; one that sends more is refused"
+        10000.0,
+        "messages that a peer may send, ten seconds' worth at once, a large one counted as one for each 16 KiB; one "
+        "that sends more is refused",
     )
     strangers_per_second: float = option(
-        1000.0, "messages of connections that did not say Hello that are answered, all of them together"
+        100.0, "messages that a connection may send before it says Hello; one that sends more is cut off"
     )
+    peers: int = option(10000, "processes that may take part at the same time")
     consume_seconds: float = option(3600.0, "time the learner may take over a batch before it is taken for stuck")
 
 
@@ -150,7 +155,7 @@ def _check_tasks(task: TaskConfig) -> None:
 def _check_stream(stream: StreamConfig) -> None:
     if stream.group_size < 2:
         raise ValueError(f"stream.group_size={stream.group_size}: a group-relative advantage needs at least 2 rollouts")
-    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit"):
+    for name in ("groups_per_step", "lease_attempts", "verify_attempts", "drops_in_a_row", "resample_limit", "peers"):
         if getattr(stream, name) < 1:
             raise ValueError(f"stream.{name}={getattr(stream, name)}: must be at least 1")
     for name in ("lease_seconds", "verify_seconds", "heartbeat_seconds", "return_seconds", "consume_seconds"):
@@ -188,3 +193,8 @@ def _check_sampling(sampling: SamplingConfig) -> None:
         )
     if sampling.max_tokens < 1:
         raise ValueError(f"sampling.max_tokens={sampling.max_tokens}: must be at least 1")
+
+
+def journal_path(path: str, run_directory: str) -> Path:
+    """Where the journal of a run lies: at `path`, else in its directory."""
+    return Path(path) if path else Path(run_directory) / JOURNAL

@@ -17,9 +17,9 @@ from typing import Any
 
 from learner.broker.admission import in_time
 from learner.broker.changes import Saved
-from learner.broker.config import StreamConfig
+from learner.broker.config import JOURNAL, StreamConfig
 from learner.broker.groups import Group, SampleState
-from learner.broker.journal import FORMAT, NAME, JournalFailed, read
+from learner.broker.journal import FORMAT, JournalFailed, read
 from learner.broker.stream import Stream
 from protocol.errors import MalformedMessage
 from protocol.messages import Task
@@ -84,7 +84,7 @@ class _NoTasks:
 
 def journal_of(run: Path) -> Path:
     """The journal that `run` names. Raises `JournalFailed` when there is none."""
-    path = run / NAME if run.is_dir() else run
+    path = run / JOURNAL if run.is_dir() else run
     if not path.is_file():
         raise JournalFailed(
             f"{path}: is not there; give the directory of a run (run.dir), or its journal (journal.path)"

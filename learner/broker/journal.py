@@ -16,28 +16,27 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from learner.broker.changes import Saved, SavedLease, State
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
+from learner.broker.log_copier import LogCopier
 from learner.broker.stream import Stream
 from protocol.codec import pack, unpack
 from protocol.errors import MalformedMessage
 from protocol.messages import Rollout, Task, Verdict
 
 FORMAT = 1
-NAME = "journal.sqlite"
 SETTINGS = (
     "secure_delete=OFF",  # Debian's default is to wipe what is deleted
     "cache_size=-65536",  # KiB: what is written is deleted before it is read again
-    "wal_autocheckpoint=4000",  # pages: the log is copied to the file, with an fsync, once for so many
+    "wal_autocheckpoint=0",  # `LogCopier` does it
 )
-LEFTOVERS_A_TURN = (
-    64  # groups whose rollouts are deleted at once: a batch of thousands would hold the broker for a second
-)
-LEFTOVER_TURNS = 16  # in which all that waits is deleted, however much that is
+LEFTOVERS_A_TURN = 16  # groups whose rollouts are deleted at once: thousands would hold the broker for a second
+LEFTOVER_TURNS = 256  # in which all that waits is deleted, however much that is
 CURE = "move it away to begin anew from the learner's checkpoint"
 TABLES = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -60,11 +59,6 @@ OF_GROUPS = "WHERE group_id IN (SELECT group_id FROM groups)"  # and not of thos
 LEFTOVERS = "SELECT DISTINCT group_id FROM rollouts WHERE group_id NOT IN (SELECT group_id FROM groups)"
 
 
-def journal_path(path: str, run_directory: str) -> Path:
-    """Where the journal of a run lies: at `path`, else in its directory."""
-    return Path(path) if path else Path(run_directory) / NAME
-
-
 class JournalFailed(Exception):
     """The journal cannot be used, or not written now; the text names the file and the cure."""
 
@@ -85,10 +79,11 @@ class Journal:
         self._leftovers: deque[int] = deque()  # groups that are gone, whose rollouts and verdicts are to be deleted
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
+        self._copier: LogCopier | None = None
         try:
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            tune(self._database, sync)
+            self._database = connect(path, sync)
             self._open(run)
+            self._copier = LogCopier(partial(connect, path, sync))
         except sqlite3.OperationalError as error:  # no room, no right, no disk: the journal itself may be whole
             os.close(self._lock)
             raise JournalFailed(f"{path}: {error}; make room on its disk, and see that it can be written") from None
@@ -131,6 +126,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
+        if self._copier:
+            self._copier.close()
         self._database.close()
         os.close(self._lock)
 
@@ -165,6 +162,8 @@ class Journal:
             self._leftovers.popleft()
         self._leftovers.extend(gone)
         changes.clear()
+        if self._copier:
+            self._copier.finish(self._database)
 
     def _transaction(self) -> "_Transaction":
         return _Transaction(self._database)
@@ -237,10 +236,12 @@ class Journal:
             raise JournalDamaged(f"{self.path}: is damaged: {error}; {CURE}") from None
 
 
-def tune(database: sqlite3.Connection, sync: str) -> None:
-    """How the file is written; what a reader sees does not depend on it."""
+def connect(path: Path, sync: str) -> sqlite3.Connection:
+    """A connection that writes as a journal is written; what a reader sees does not depend on it."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode=WAL", f"synchronous={sync}", *SETTINGS):
         database.execute(f"PRAGMA {setting}").fetchall()
+    return database
 
 
 class _Transaction:

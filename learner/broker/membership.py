@@ -44,6 +44,9 @@ class Members:
     def __iter__(self) -> Iterator[Peer]:
         return iter(tuple(self._peers.values()))
 
+    def __len__(self) -> int:
+        return len(self._peers)
+
     def get(self, identity: bytes) -> Peer | None:
         """The peer behind a router identity, if it joined."""
         return self._peers.get(identity)

@@ -9,19 +9,24 @@ What unblocks whom is `Stream.waiting_for`.
 import heapq
 import json
 import logging
+import socket
+from collections import deque
 from functools import singledispatchmethod
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
+from learner.broker.cursor import Tasks
 from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
-from learner.broker.rates import Bucket
+from learner.broker.quiet import LAST_WORD
+from learner.broker.rates import Bucket, Strangers, weight
 from learner.broker.retirement import Retirement
-from learner.broker.stream import InvalidEvent, Stream, Tasks
+from learner.broker.sizes import largest
+from learner.broker.stream import InvalidEvent, Stream
 from protocol.clock import Deadline, Ticker, now, pause
 from protocol.messages import (
     Ack,
@@ -47,7 +52,7 @@ from protocol.messages import (
     Welcome,
     WhoAreYou,
 )
-from protocol.sockets import Rejected, Router
+from protocol.sockets import Letter, Rejected, Router
 
 log = logging.getLogger("broker")
 
@@ -55,11 +60,16 @@ TURN_SECONDS = 0.05  # longest sleep between two looks at deadlines
 LOOK_SECONDS = 0.2  # between two looks at who is silent or overdue
 WARNINGS_PER_SECOND = 5.0  # about messages that could not be taken; metrics count all
 BURST_SECONDS = 10.0  # of messages that may come at once
+TOLD_SECONDS = 2.0  # after which one that was refused for good, or floods, is cut off
 HELD_UP_SECONDS = 1.0  # between two looks: then it was the broker that did not listen
 RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be written
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
+EVERY_ADDRESS = ("0.0.0.0", "[::]")  # of a host, at which none of them can be reached from another
+TOLD_A_TURN = 100  # actors that hear of new weights before the broker listens again
+MANY_MESSAGES = 8  # at once: others are on their way
+GATHER_SECONDS = 0.005  # for which a turn waits for them
 
 SHOWN_COUNTS = (
     "generated_tokens",
@@ -97,13 +107,15 @@ class Broker:
         self.members = Members()
         self.spec = run_spec(config)
         self.manifest: WeightManifest | None = None
+        self._untold: deque[bytes] = deque()  # actors that do not know of it yet
         self.batch_wanted: int | None = None  # the version for which the learner waits
         self.over: Goodbye | None = None
-        self.collector = BrokerCollector(self.stream, self.members, journal)
+        self.collector = BrokerCollector(self.stream, self.members, journal, router.connections)
         self._registry = registry(self.collector)
         self._show = Ticker(config.stream.heartbeat_seconds)
         self._look = Ticker(LOOK_SECONDS)
-        self._strangers = Bucket(config.stream.strangers_per_second, BURST_SECONDS)
+        self._strangers = Strangers(config.stream.strangers_per_second, BURST_SECONDS)
+        self._largest = largest(config.sampling.max_tokens)
         self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
         self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
         self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
@@ -145,6 +157,7 @@ class Broker:
                 self._end_overdue()
             self._check_progress()
             if self.over is None:
+                self._tell_of_weights()
                 self._grant_leases()
                 self._assign_jobs()
                 self._hand_out_batch()
@@ -157,7 +170,8 @@ class Broker:
             self._write()
         self.router.send_all((peer.identity, self.over) for peer in self.members)
         self._tell_the_late(self.over)
-        log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
+        dropped = dict(self.stream.dropped) or "none"
+        log.info("run over: %s; groups dropped: %s", self.over.reason, dropped, extra={LAST_WORD: True})
         return self.over
 
     def _tell_the_late(self, over: Goodbye) -> None:
@@ -191,19 +205,20 @@ class Broker:
                 if not self._unwritten:
                     log.error("the journal cannot be written: %s; trying again for %.0f s", error, patience.seconds)
                 self._unwritten = f"room for the journal ({error})"
+                self.collector.unwritten_seconds = max(patience.seconds - patience.remaining, RETRY_SECONDS)
                 self._publish_status()
                 pause(RETRY_SECONDS)
                 continue
             if self._unwritten:
                 log.info("the journal can be written again")
-            self._unwritten = ""
+            self._unwritten, self.collector.unwritten_seconds = "", 0.0
             return
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         for identity in self.router.send_all(outgoing):
             if peer := self.members.get(identity):
-                self._lose(peer, "does not read what it is sent")
+                self._lose(peer, "deaf", "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -212,62 +227,100 @@ class Broker:
     # ------------------------------------------------------------ in
 
     def _drain(self) -> None:
-        timeout = TURN_SECONDS
-        for _ in range(MESSAGES_A_TURN):
-            received = self.router.receive(timeout)
-            if received is None:
-                return
-            timeout = 0.0
-            identity, message = received
-            try:
-                self._take(identity, message)
-            except InvalidEvent as error:
-                self._refuse(identity, error.field, error.problem, fatal=True)
+        """Take what is there, or what comes first; where many messages come, wait for more.
 
-    def _take(self, identity: bytes, message: Message | Rejected) -> None:
-        peer, moment = self.members.get(identity), now()
-        if not (peer.bucket if peer else self._strangers).takes(moment):
-            self._too_much(peer)
-        elif isinstance(message, Rejected):
-            self._refuse(identity, message.field, message.problem, fatal=peer is None)
+        A turn is a commit, and a small one writes pages of the journal that the next one writes again.
+        """
+        began = now()
+        taken = self._take_up_to(MESSAGES_A_TURN, 0.0 if self._untold else TURN_SECONDS)
+        if MANY_MESSAGES <= taken < MESSAGES_A_TURN and (rest := began + GATHER_SECONDS - now()) > 0:
+            pause(rest)
+            self._take_up_to(MESSAGES_A_TURN - taken, 0.0)
+
+    def _take_up_to(self, messages: int, timeout: float) -> int:
+        """Take at most so many, the first within `timeout`; how many there were."""
+        for taken in range(messages):
+            letter = self.router.take(timeout)
+            if letter is None:
+                return taken
+            timeout = 0.0
+            try:
+                self._open(letter)
+            except InvalidEvent as error:
+                if error.field.endswith("fingerprint"):
+                    self.collector.fingerprint_mismatches += 1
+                    log.error("weights that are not what they are said to be: %s", error)
+                self._refuse(letter.peer, error.field, error.problem, fatal=True)
+        return messages
+
+    def _open(self, letter: Letter) -> None:
+        """Judge a letter by who sent it and by its size; read it if nothing is wrong with them."""
+        peer, moment, size = self.members.get(letter.peer), now(), letter.size
+        self.collector.messages += 1
+        if peer and letter.role not in ("", peer.hello.role):
+            self._lose(peer, "wrong_key", f"is not the one that speaks for it with the key of the {letter.role}")
+            peer = None
+        bucket = peer.bucket if peer else self._strangers.bucket(letter.peer)
+        most = self._largest[peer.hello.role if peer else ""]
+        if not bucket.takes(moment, weight(size)):
+            self._too_much(letter.peer, peer)
+        elif size <= most:
+            self._take(letter, letter.read(), peer)
+        elif peer:
+            raise InvalidEvent("size", f"of {size} bytes; {most} are taken of the role {peer.hello.role}")
+        else:
+            self.router.send(letter.peer, WhoAreYou())
+
+    def _take(self, letter: Letter, message: Message | Rejected, peer: Peer | None) -> None:
+        if isinstance(message, Rejected):
+            self._refuse(letter.peer, message.field, message.problem, fatal=peer is None)
         elif isinstance(message, Hello):
-            self._welcome(identity, message)
+            self._welcome(letter, message)
         elif peer is None:
             if not isinstance(message, Goodbye):
-                self.router.send(identity, WhoAreYou())
+                self.router.send(letter.peer, WhoAreYou())
         else:
-            peer.last_heard = moment
+            peer.last_heard = now()
             if ROLE_OF.get(type(message), peer.hello.role) != peer.hello.role:
                 raise InvalidEvent(message.kind, f"is not for the role {peer.hello.role} to send")
             self._on(message, peer)
             if seq := getattr(message, "seq", 0):
-                self._received[identity] = max(seq, self._received.get(identity, 0))
+                self._received[letter.peer] = max(seq, self._received.get(letter.peer, 0))
 
-    def _too_much(self, peer: Peer | None) -> None:
-        """A peer that floods is refused, once; what strangers say beyond the rate is not even answered."""
+    def _too_much(self, identity: bytes, peer: Peer | None) -> None:
+        """A peer that floods is refused, once; a stranger is not even answered. Both are cut off."""
         self.collector.flooding_messages += 1
         if peer is not None:
             problem = f"more than {self.config.stream.messages_per_second:g} messages a second came"
-            self._refuse(peer.identity, "rate", f"{problem}; stream.messages_per_second allows more", fatal=True)
+            self._refuse(identity, "rate", f"{problem}; stream.messages_per_second allows more", fatal=True)
+        else:
+            self.router.connections.cut(identity, "flood", after=TOLD_SECONDS)
 
-    def _welcome(self, identity: bytes, hello: Hello) -> None:
-        moment, stream = now(), self.config.stream
-        if self.router.speaker not in ("", hello.role):
-            problem = f"{hello.role}, but its key is that of the {self.router.speaker}"
-            self._refuse(identity, "role", problem, fatal=True)
-            return
+    def _welcome(self, letter: Letter, hello: Hello) -> None:
+        identity, moment, stream = letter.peer, now(), self.config.stream
+        if letter.role not in ("", hello.role):
+            raise InvalidEvent("role", f"{hello.role}, but its key is that of the {letter.role}")
+        if (here := self.members.get(identity)) and here.hello.session != hello.session:
+            raise InvalidEvent("session", f"of another process; this connection is that of {here.name}")
         if (before := self.members.before(hello)) is not None:
+            if (before.hello.role, before.name) != (hello.role, hello.name):
+                raise InvalidEvent("session", f"is that of {before.name}, whose role is {before.hello.role}")
             if before.identity == identity:
                 return  # said again while the Welcome is on its way: capacity and credit stay
             self.members.leave(before.identity)  # the same process, on another connection
+            self.router.connections.doubt(before.identity)
         elif holder := self.members.holder(hello):
             silent = moment - holder.last_heard
             if silent < TAKEN_HEARTBEATS * stream.heartbeat_seconds:
                 self._refuse(identity, "name", _taken(hello, holder), fatal=False)
                 return
-            self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
+            self._lose(holder, "replaced", f"was silent for {silent:.1f} s and another process takes its place")
+        elif len(self.members) >= stream.peers:
+            self._refuse(identity, "peers", f"{stream.peers} are here; stream.peers allows more", fatal=False)
+            return
         bucket = before.bucket if before else Bucket(stream.messages_per_second, BURST_SECONDS)
         peer = self.members.join(identity, hello, bucket, moment)
+        self.router.connections.prove(identity)
         self._say(
             identity,
             Welcome(
@@ -350,8 +403,7 @@ class Broker:
     def _(self, message: WeightManifest, peer: Peer) -> None:
         self.stream.published(message.version, message.fingerprint)
         self.manifest = message
-        for actor in self.members.of("actor"):
-            self._say(actor.identity, message)
+        self._untold = deque(actor.identity for actor in self.members.of("actor"))
 
     @_on.register
     def _(self, message: BatchRequest, peer: Peer) -> None:
@@ -373,7 +425,7 @@ class Broker:
         if peer.hello.role == "learner" and message.finished:
             self.end(message.reason, finished=True)  # and stays to hear it, like all the others
         else:
-            self._lose(peer, f"left: {message.reason}")
+            self._lose(peer, "left", f"left: {message.reason}")
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
@@ -381,8 +433,10 @@ class Broker:
         if self._warnings.takes(now()):
             log.warning("refused a message of %s: %s: %s", peer.name if peer else identity.hex(), field, problem)
         self._say(identity, Refusal(field=field[:256], problem=problem[:4096], fatal=fatal))
+        if fatal:
+            self.router.connections.cut(identity, "refused", after=TOLD_SECONDS)
         if peer and fatal:
-            self._lose(peer, "was refused")
+            self._lose(peer, "refused", "was refused")
 
     # ------------------------------------------------------------ deadlines
 
@@ -402,12 +456,13 @@ class Broker:
             if late := self.members.named(lease.actor):
                 late.overdue = True
         for peer in self.members.silent(moment, stream.silence_seconds):
-            self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
+            self._lose(peer, "silent", f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
             self._look_after_verifier(peer, moment)
         if self._absent.passed:
             for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
+                self.collector.lost["actor", "silent"] += 1
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
         self._look_after_learner()
 
@@ -439,8 +494,11 @@ class Broker:
             self._refuse(learner.identity, "consumed", problem, fatal=True)
             self._consumed_by.renew()
 
-    def _lose(self, peer: Peer, why: str) -> None:
+    def _lose(self, peer: Peer, reason: str, why: str) -> None:
+        """A peer is gone: for a `reason` that is counted, which `why` tells in words."""
+        self.collector.lost[peer.hello.role, reason] += 1
         self.members.leave(peer.identity)
+        self.router.connections.doubt(peer.identity)
         leases = self.stream.actor_lost(peer.name)
         jobs = self.stream.verifier_lost(peer.name)
         log.info("%s %s; %d leases and %d jobs go to others", peer.name, why, len(leases), len(jobs))
@@ -457,6 +515,12 @@ class Broker:
 
     # ------------------------------------------------------------ out
 
+    def _tell_of_weights(self) -> None:
+        """A thousand actors at once would let everybody else wait."""
+        for _ in range(min(TOLD_A_TURN, len(self._untold))):
+            assert self.manifest is not None, "there is something to tell"
+            self._say(self._untold.popleft(), self.manifest)
+
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
         self._roomy |= self.stream.relieved
@@ -466,8 +530,10 @@ class Broker:
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
         actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
         heapq.heapify(actors)
-        while actors and (lease := self.stream.grant(actors[0][2].name, self._credit(actors[0][2]), now())):
+        while actors:
             _, number, peer = actors[0]
+            if (lease := self.stream.grant(peer.name, self._credit(peer), now())) is None:
+                break  # there is no further group
             self._say(peer.identity, lease)
             if self._has_room(peer):
                 heapq.heapreplace(actors, (-self._room(peer), number, peer))
@@ -492,8 +558,10 @@ class Broker:
         held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
         verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
         heapq.heapify(verifiers)
-        while verifiers and (job := self.stream.assign(verifiers[0][2].name, verifiers[0][2].capacity)):
+        while verifiers:
             jobs, number, peer = verifiers[0]
+            if (job := self.stream.assign(peer.name, peer.capacity)) is None:
+                break  # there is no further rollout
             self._say(peer.identity, job)
             if jobs + 1 < peer.capacity:
                 heapq.heapreplace(verifiers, (jobs + 1, number, peer))
@@ -561,13 +629,14 @@ class Broker:
 
     def _targets(self) -> list[dict[str, object]]:
         """Prometheus HTTP service discovery: every live process, this one included."""
+        host, _, port = self.http.address.removeprefix("http://").rpartition(":")
         own: dict[str, object] = {
-            "targets": [self.http.address.removeprefix("http://")],
+            "targets": [f"{socket.gethostname() if host in EVERY_ADDRESS else host}:{port}"],
             "labels": _labels("broker", "broker", self.spec),
         }
         others: list[dict[str, object]] = [
             {
-                "targets": [f"{peer.hello.host}:{peer.hello.metrics_port}"],
+                "targets": [f"{peer.hello.metrics_host or peer.hello.host}:{peer.hello.metrics_port}"],
                 "labels": _labels(peer.hello.role, peer.name, self.spec),
             }
             for peer in self.members

@@ -13,12 +13,15 @@ from protocol.messages import (
     Heartbeat,
     Hello,
     Lease,
+    Loaded,
     Message,
     RunSpec,
     Sampling,
     Shard,
     ShardRequest,
     ShardSpec,
+    Source,
+    SourceRequest,
     Task,
     TensorSpec,
     VersionSpan,
@@ -40,6 +43,7 @@ class BrokerDouble:
         self.router = Router("tcp://127.0.0.1:*")
         self.weights = Router("tcp://127.0.0.1:*")
         self.shards: dict[int, np.ndarray] = {}
+        self.loaded: list[Loaded] = []
         self.peer = b""
         self.hello: Hello | None = None
         self.echo = True  # answers heartbeats
@@ -63,8 +67,13 @@ class BrokerDouble:
         """Serve weights, take one message of the actor."""
         while (request := self.weights.receive()) is not None:
             peer, asked = request
-            assert isinstance(asked, ShardRequest)
-            self.weights.send(peer, Shard(version=asked.version, shard=0, data=self.shards[asked.version]))
+            if isinstance(asked, SourceRequest):
+                self.weights.send(peer, Source(version=asked.version, endpoint=""))
+            elif isinstance(asked, Loaded):
+                self.loaded.append(asked)
+            else:
+                assert isinstance(asked, ShardRequest)
+                self.weights.send(peer, Shard(version=asked.version, shard=0, data=self.shards[asked.version]))
         received = self.router.receive(0.005)
         if received is None:
             return None

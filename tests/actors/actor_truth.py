@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actors.requests import Engine, Finished
+from learner.publish.version import PublishedVersion
 from learner.tiny import build
-from learner.weights import PublishedVersion, seal, snapshot
 from protocol.messages import Sampling
+from tests.published import publish
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24)
 TOLERANCE = 1e-4  # nats, fp32 against fp32
@@ -43,7 +44,7 @@ class Versions:
                 moved = parameter + 0.1 * noise * (parameter.std() + 0.05)
                 parameter.copy_(moved.to(dtype))
         self._model.save_pretrained(self.directory / f"version-{version}")
-        published = seal(snapshot(version, self._model.state_dict().items(), dtype), endpoint)
+        published = publish(version, self._model.state_dict().items(), dtype, endpoint=endpoint)
         self.published.append(published)
         return published
 
@@ -56,8 +57,7 @@ class Versions:
     def load_into(self, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
         """Publish a version and load it into an engine as the loop does; its number."""
         published = self.publish(dtype=dtype)
-        data = np.concatenate(published.shards)
-        manifest = published.manifest
+        data, manifest = published.segment.data, published.manifest
         tensors = ((spec, data[spec.offset : spec.offset + spec.nbytes]) for spec in manifest.tensors)
         engine.load(manifest.version, manifest.fingerprint, tensors)
         return manifest.version

@@ -37,10 +37,17 @@ def start_engine(vllm_environment: None) -> Callable[..., Engine]:
         max_num_seqs: int = 32,
         dtype: str = "auto",
         fp32_head: bool = False,
+        tensor_parallel_size: int = 1,
     ) -> Engine:
         from actors.engine import VllmEngine
 
-        config = EngineConfig(dtype=dtype, fp32_head=fp32_head, kv_cache_bytes=32 * 2**20, max_num_seqs=max_num_seqs)
+        config = EngineConfig(
+            dtype=dtype,
+            fp32_head=fp32_head,
+            kv_cache_bytes=32 * 2**20,
+            max_num_seqs=max_num_seqs,
+            tensor_parallel_size=tensor_parallel_size,
+        )
         return VllmEngine(str(model), config, SAMPLING, kv_on_update=kv_on_update)
 
     return start

@@ -11,7 +11,8 @@ from actor_doubles import ARRIVAL_SECONDS, BrokerDouble, CountingEngine, lease
 from actors.link import Link
 from actors.loop import Actor
 from actors.requests import EngineFailure
-from actors.weights import WeightReceiver, WeightsUnavailable
+from actors.weights.fetched import WeightsUnavailable
+from actors.weights.receiver import WeightReceiver
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import (
     BatchRequest,

@@ -42,3 +42,10 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(EngineFailure, match=r"config\.json"):
         Checkpoint(tmp_path)
+
+
+def test_a_quantised_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
+    write(tmp_path, {"dtype": "bfloat16"}).demand_plain_weights()
+    quantised = write(tmp_path, {"quantization_config": {"quant_method": "awq", "bits": 4}})
+    with pytest.raises(EngineFailure, match=r"quantised \(awq\): the learner publishes plain weights"):
+        quantised.demand_plain_weights()

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actors.requests import Engine
 from learner.tiny import build
-from learner.weights import seal, snapshot
+from tests.published import publish
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of vLLM's and torch's own imports
 
@@ -40,8 +40,8 @@ def update(engine: Engine, model: PreTrainedModel, version: int) -> None:
     random = torch.Generator().manual_seed(version)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.1, generator=random)
-    published = seal(snapshot(version, model.state_dict().items(), torch.bfloat16), "tcp://127.0.0.1:1")
-    data = np.concatenate(published.shards)
+    published = publish(version, model.state_dict().items(), torch.bfloat16)
+    data = published.segment.data
     tensors = ((spec, data[spec.offset : spec.offset + spec.nbytes]) for spec in published.manifest.tensors)
     engine.load(version, published.manifest.fingerprint, tensors)
 

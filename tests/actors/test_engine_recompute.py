@@ -120,7 +120,7 @@ def test_an_update_to_equal_weights_changes_no_token(engine: Engine, versions: V
     engine.add("plain", prompt_ids, seed=3)
     plain = finish(engine)["plain"]
     published = versions.published[-1]
-    data = np.concatenate(published.shards)
+    data = published.segment.data
     engine.add("swapped", prompt_ids, seed=3)
     for step in range(len(plain.token_ids) - 1):
         engine.step()
@@ -239,7 +239,7 @@ def test_aborted_requests_are_gone(engine: Engine) -> None:
 
 def test_a_version_without_the_tied_head_is_refused(engine: Engine, versions: Versions) -> None:
     published = versions.published[-1]
-    data = np.concatenate(published.shards)
+    data = published.segment.data
     tensors = [
         (spec, data[spec.offset : spec.offset + spec.nbytes])
         for spec in published.manifest.tensors

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from learner.broker.changes import State
-from learner.broker.journal import TABLES, tune
+from learner.broker.journal import TABLES, connect
+from learner.broker.log_copier import LogCopier
 from protocol.codec import pack
 from protocol.messages import Rollout, Task, Verdict, VersionSpan
 
@@ -38,6 +40,8 @@ TEXT = "The sum of the digits is carried over. "  # repeated to four characters 
 GROUPS_PER_STEP = 32  # consumed, and deleted, at once
 EVENTS = (8, 64, 512)  # a transaction
 CANNED = 64  # different rollouts
+READ = ("groups", "rollouts", "verdicts", "leases", "meta")  # tables, when a broker comes back
+SMALL_COLUMNS = {"groups": 8, "verdicts": 1}  # bytes of them before a record, in LMDB
 MAP_BYTES = 4 * 2**30  # LMDB's file may grow to this
 
 
@@ -65,8 +69,8 @@ class Store(Protocol):
     def commit(self, turn: Turn) -> None:
         """Write a turn, all or nothing."""
 
-    def read(self) -> int:
-        """Read every record; the bytes that there are."""
+    def sizes(self, table: str) -> list[int]:
+        """Read every record of a table, in the order of its key; their sizes."""
 
     def close(self) -> None:
         """Close the file."""
@@ -78,8 +82,8 @@ class Sqlite:
     def __init__(self, directory: Path, sync: str) -> None:
         path = directory / "journal.sqlite"
         new = not path.exists()
-        self.database = sqlite3.connect(path, isolation_level=None)
-        tune(self.database, sync)
+        self.database = connect(path, sync)
+        self.copier = LogCopier(partial(connect, path, sync))
         if new:
             self.database.executescript(TABLES)
 
@@ -96,18 +100,15 @@ class Sqlite:
         many("DELETE FROM leases WHERE lease_id = ?", turn.ended)
         self.database.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (turn.state,))
         self.database.execute("COMMIT")
+        self.copier.finish(self.database)
 
-    def read(self) -> int:
-        """Read every record; the bytes that there are."""
-        rows = (
-            row
-            for table in ("groups", "rollouts", "verdicts", "leases", "meta")
-            for row in self.database.execute(f"SELECT * FROM {table}")
-        )
-        return sum(len(row[-1]) for row in rows)
+    def sizes(self, table: str) -> list[int]:
+        """Read every record of a table, in the order of its key; their sizes."""
+        return [len(row[-1]) for row in self.database.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
 
     def close(self) -> None:
         """Close the file."""
+        self.copier.close()
         self.database.close()
 
 
@@ -118,8 +119,7 @@ class Lmdb:
         self.environment = import_module("lmdb").open(
             str(directory / "journal.lmdb"), map_size=MAP_BYTES, max_dbs=8, sync=sync == "full", subdir=False
         )
-        names = ("groups", "rollouts", "verdicts", "leases", "meta")
-        self.tables = {name: self.environment.open_db(name.encode()) for name in names}
+        self.tables = {name: self.environment.open_db(name.encode()) for name in READ}
 
     def commit(self, turn: Turn) -> None:
         """Write a turn, all or nothing."""
@@ -143,10 +143,11 @@ class Lmdb:
                 delete(one(lease_id), db=tables["leases"])
             put(b"state", turn.state.encode(), db=tables["meta"])
 
-    def read(self) -> int:
-        """Read every record; the bytes that there are."""
+    def sizes(self, table: str) -> list[int]:
+        """Read every record of a table, in the order of its key; their sizes."""
         with self.environment.begin() as transaction:
-            return sum(len(bytes(value)) for table in self.tables.values() for _, value in transaction.cursor(db=table))
+            before = SMALL_COLUMNS.get(table, 0)
+            return [len(bytes(value)[before:]) for _, value in transaction.cursor(db=self.tables[table])]
 
     def close(self) -> None:
         """Close the file."""
@@ -232,7 +233,7 @@ def measure(store: str, sync: str, script: list[Turn], directory: Path) -> dict[
     journal.close()
     began = time.perf_counter()
     journal = STORES[store](directory, sync)
-    live = journal.read()
+    live = sum(sum(journal.sizes(table)) for table in READ)
     restart = time.perf_counter() - began
     journal.close()
     return {

@@ -174,6 +174,8 @@ class Actor(Peer):
         super().__init__(fleet, name)
         self.version, self.fingerprint = -1, ""
         self.held = 0
+        self.leases = 0
+        self.early: list[tuple[dict[str, Any], int]] = []  # samples whose weights have not come
         self.waits: deque[float] = deque()  # since when there has been room for a group, once a group
         self.on["lease"] = self._lease
 
@@ -190,6 +192,9 @@ class Actor(Peer):
         first = self.version < 0
         self.version, self.fingerprint = value, fields.unpack()
         assert key == "version"
+        early, self.early = self.early, []
+        for lease, sample in early:
+            self.deliver(lease, sample, moment)
         if first:
             self.say(LeaseRequest(capacity=self.fleet.crew.capacity))
             self._wait(moment)
@@ -202,16 +207,21 @@ class Actor(Peer):
     def _lease(self, lease: dict[str, Any], moment: float) -> None:
         if self.waits:
             self.fleet.note(self.fleet.seen.lease, moment - self.waits.popleft(), moment)
-        samples = lease["sample_indexes"]
+        crew, samples = self.fleet.crew, lease["sample_indexes"]
+        first = self.leases < crew.capacity // crew.group_size
         self.held += len(samples)
+        self.leases += 1
         for sample in samples:
-            if self.fleet.crew.seconds:
-                self.fleet.at(moment + self.fleet.sampling_seconds(moment), self, (lease, sample))
+            if crew.seconds:
+                self.fleet.at(moment + self.fleet.sampling_seconds(first), self, (lease, sample))
             else:
                 self.deliver(lease, sample, moment)
 
     def deliver(self, lease: dict[str, Any], sample: int, moment: float) -> None:
-        """A rollout is done."""
+        """A rollout is done, unless it has to wait for its weights."""
+        if lease["min_version"] > self.version:
+            self.early.append((lease, sample))
+            return
         canned = self.fleet.rollout
         rollout = canned.body["rollout"]
         canned.body["seq"], canned.body["lease_id"] = self.number(), lease["lease_id"]
@@ -327,12 +337,9 @@ class Fleet:
         """Let `actor` deliver a rollout at `moment`."""
         heapq.heappush(self._timers, (moment, next(self._count), actor, rollout))
 
-    def sampling_seconds(self, moment: float) -> float:
-        """How long a rollout takes; the first ones end at any moment, as if the run had gone on for long."""
-        share = self.chance.uniform(0.5, 1.5)
-        if moment < self.crew.begin - self.crew.seconds:
-            share *= self.chance.random()
-        return self.crew.seconds * share
+    def sampling_seconds(self, first: bool) -> float:
+        """How long a rollout takes; an actor's first ones end at any moment, as if the run had gone on for long."""
+        return self.crew.seconds * self.chance.uniform(0.5, 1.5) * (self.chance.random() if first else 1.0)
 
     def measuring(self, moment: float) -> bool:
         """Whether `moment` counts."""

@@ -24,18 +24,20 @@ import numpy as np
 from actor_doubles import CountingEngine
 
 import learner.link
-import learner.weights
 import protocol.line
+import protocol.weights
 from actors.link import Link as ActorLink
 from actors.loop import Actor
 from actors.requests import Finished, ImpossiblePrompt
-from actors.weights import WeightReceiver
+from actors.weights.receiver import WeightReceiver
 from learner.checkpoint import files as checkpoint_files
 from learner.checkpoint.progress import Progress, Totals
 from learner.claim import claim
 from learner.group_ranges import merged
 from learner.link import Link as LearnerLink
-from learner.weights import Snapshot
+from learner.publish.server import WeightServer
+from learner.publish.store import Store
+from learner.publish.version import seal
 from protocol.errors import ProtocolError
 from protocol.line import Line
 from protocol.messages import (
@@ -48,6 +50,7 @@ from protocol.messages import (
     VerifyDone,
     VerifyJob,
     VerifyRequest,
+    WeightManifest,
 )
 
 ROOM = 12  # rollouts of an actor
@@ -90,7 +93,7 @@ def enter(log: Path, role: Callable[..., None], *arguments: Any, **options: Any)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     protocol.line.RETRY_SECONDS, protocol.line.TAKEN_SECONDS = RETRY_SECONDS, TAKEN_SECONDS
-    learner.weights.SHARD_BYTES = SHARD_BYTES
+    protocol.weights.LEAST_SHARD = SHARD_BYTES
     role(*arguments, **options)
 
 
@@ -227,12 +230,22 @@ def as_line(batch: GroupBatch) -> dict[str, Any]:
     }
 
 
-def snapshot(version: int, nonce: int) -> Snapshot:
-    """Weights that no other process would make of the same version."""
-    data = np.random.default_rng((version, nonce)).integers(0, 256, WEIGHT_BYTES, dtype=np.uint8)
-    return Snapshot(
-        version, (TensorSpec(name="w", dtype="uint8", shape=(len(data),), offset=0, nbytes=len(data)),), data
-    )
+class Weights:
+    """The real weight server. Half of all learners let their actors read shared memory, the others send shards."""
+
+    def __init__(self, nonce: int) -> None:
+        self.nonce = nonce
+        self.store = Store(kept=3)
+        self.server = WeightServer(self.store, "127.0.0.1", fanout=2, shared_memory=nonce % 2 == 0)
+
+    def publish(self, version: int) -> WeightManifest:
+        """Weights that no other process would make of the same version."""
+        segment = self.store.segment(WEIGHT_BYTES)
+        segment.data[:] = np.random.default_rng((version, self.nonce)).integers(0, 256, WEIGHT_BYTES, dtype=np.uint8)
+        tensors = (TensorSpec(name="w", dtype="uint8", shape=(WEIGHT_BYTES,), offset=0, nbytes=WEIGHT_BYTES),)
+        published = seal(version, tensors, segment, self.server.address)
+        self.store.add(published, ())
+        return published.manifest
 
 
 class PlayedLearner:
@@ -252,14 +265,15 @@ class PlayedLearner:
         self.progress = checkpoint_files.verify(whole[-1]) if whole else Progress()
         self.writer = ThreadPoolExecutor(1)
         self.written: Future[None] | None = None
-        self.link = LearnerLink(address, hello("learner", "learner"), versions_kept=3)
+        self.weights = Weights(self.nonce)
+        self.link = LearnerLink(address, hello("learner", "learner"))
 
     def run(self) -> None:
-        with self.link as link:
+        with self.link as link, self.weights.server:
             version, consumed = self.progress.policy_version, self.progress.consumed
             self.ledger.write("begins", version)
             link.resume(version, consumed, checkpoints=self.every > 0, counted=Totals().counted())
-            link.publish(snapshot(version, self.nonce))
+            link.announce(self.weights.publish(version))
             reason = "the test has seen enough"
             while not self.stop.exists():
                 received = link.next_batch(version, self.batch_seconds)
@@ -271,7 +285,7 @@ class PlayedLearner:
                 group_ids = tuple(group.group_id for group in received.groups)
                 consumed = merged(consumed, group_ids)
                 version += 1
-                link.publish(snapshot(version, self.nonce))
+                link.announce(self.weights.publish(version))
                 link.consumed(version, group_ids)
                 if self.every and version % self.every == 0:
                     self.save(Progress(policy_version=version, consumed=consumed))

@@ -14,7 +14,7 @@ import pytest
 from chaos_truth import check_journal, check_steps, steps
 from chaos_world import Run, run_in
 
-from learner.broker.journal import NAME
+from learner.broker.config import JOURNAL
 
 DISK = "8m"
 
@@ -107,7 +107,7 @@ def audit(run: Run) -> None:
 
 
 def test_a_broker_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
-    with training(tmp_path / "run", journal__path=disk.directory / NAME) as run:
+    with training(tmp_path / "run", journal__path=disk.directory / JOURNAL) as run:
         for _ in range(2):
             disk.fill(run, "broker")
             run.until(
@@ -125,7 +125,7 @@ def test_a_broker_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(tmp_
 
 
 def test_a_broker_whose_disk_stays_full_ends_with_the_cure_and_loses_nothing(tmp_path: Path, disk: Disk) -> None:
-    options = {"journal__path": disk.directory / NAME, "journal__full_seconds": 0.5}
+    options = {"journal__path": disk.directory / JOURNAL, "journal__full_seconds": 0.5}
     with training(tmp_path / "run", **options) as run:
         disk.fill(run, "broker")
         assert run.ended("broker") == 1

@@ -14,7 +14,8 @@ from chaos_journal import Truth, Writer, found, turns_told
 from chaos_killer import torn, written
 from chaos_world import PATIENCE, SEED, Run, run_in
 
-from learner.broker.journal import NAME, Journal
+from learner.broker.config import JOURNAL
+from learner.broker.journal import Journal
 from protocol.clock import Deadline
 
 KILLS = 80
@@ -25,7 +26,7 @@ WRITE_SECONDS = 5e-4  # from the first write of a turn on
 
 def writing(run: Run, seed: int) -> Path:
     """A process that writes a new journal."""
-    path = run.directory / str(seed) / NAME
+    path = run.directory / str(seed) / JOURNAL
     run.start("writer", chaos_journal.write, path, seed)
     run.until(lambda: turns_told(path).exists() and turns_told(path).stat().st_size > 0, "a turn is written")
     return path
@@ -48,7 +49,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_every_turn_that_was_told_and_no_
     with run_in(tmp_path) as run:
         for seed in range(KILLS):
             path = writing(run, seed)
-            log = path.with_name(f"{NAME}-wal")
+            log = path.with_name(f"{JOURNAL}-wal")
             time.sleep(chance.random() * 0.15)
             await_write(run, log, chance)
             run.kill("writer")
@@ -70,15 +71,15 @@ def test_a_copy_of_a_live_journal_holds_a_whole_turn(tmp_path: Path) -> None:
         halves = 0
         for _ in range(COPIES):
             time.sleep(chance.random() * 0.05)
-            await_write(run, path.with_name(f"{NAME}-wal"), chance)
+            await_write(run, path.with_name(f"{JOURNAL}-wal"), chance)
             run.signal("writer", signal.SIGSTOP)
             run.until(lambda: state_of(run) == "T", "it has stopped")
-            copy = tmp_path / "copy" / NAME
+            copy = tmp_path / "copy" / JOURNAL
             copy.parent.mkdir()
-            for name in (NAME, f"{NAME}-wal"):
+            for name in (JOURNAL, f"{JOURNAL}-wal"):
                 shutil.copy(path.with_name(name), copy.with_name(name))
             told = turns_told(path).stat().st_size
-            halves += torn(copy.with_name(f"{NAME}-wal"))
+            halves += torn(copy.with_name(f"{JOURNAL}-wal"))
             assert found(copy) in (truth.after(told), truth.after(told + 1)), f"after {told} turns"
             shutil.rmtree(copy.parent)
             run.signal("writer", signal.SIGCONT)
@@ -93,11 +94,12 @@ def state_of(run: Run) -> str:
 def test_a_log_that_is_cut_at_any_byte_or_ends_in_rubbish_holds_whole_turns(tmp_path: Path) -> None:
     """As a power cut leaves it: of what was not synced, any part may be there, or zeros, or something else."""
     chance = random.Random(SEED)
-    path = tmp_path / "whole" / NAME
+    path = tmp_path / "whole" / JOURNAL
     journal, writer = Journal(path, chaos_journal.RUN), Writer(1, "t")
-    log = path.with_name(f"{NAME}-wal")
+    log = path.with_name(f"{JOURNAL}-wal")
+    assert journal._copier is not None
+    journal._copier.close()  # nothing of the log is synced into the file
     journal._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    journal._database.execute("PRAGMA wal_autocheckpoint=0")  # nothing of the log is synced into the file
     ends = [0]  # sizes of the log at which a turn is whole
     while log.stat().st_size < 2_000_000:
         writer.turn()
@@ -124,10 +126,10 @@ def test_a_log_that_is_cut_at_any_byte_or_ends_in_rubbish_holds_whole_turns(tmp_
 
 def found_at(path: Path, directory: Path, log: bytes) -> object:
     """What a broker finds when the log is `log`."""
-    copy = directory / "cut" / NAME
+    copy = directory / "cut" / JOURNAL
     copy.parent.mkdir()
     shutil.copy(path, copy)
-    copy.with_name(f"{NAME}-wal").write_bytes(log)
+    copy.with_name(f"{JOURNAL}-wal").write_bytes(log)
     picture = found(copy)
     shutil.rmtree(copy.parent)
     return picture

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deploy.local import layout
 from deploy.local.config import RENAMED, ROOTS, LocalRoot, launcher, projection
+from learner.broker.config import JOURNAL
 
 CONF = Path(__file__).parents[2] / "deploy" / "conf"
 MODULES = {
@@ -156,8 +157,8 @@ def test_a_directory_that_holds_a_run_is_refused_unless_it_may_be_overwritten(tm
         (tmp_path / name).write_text("")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds a run already \(summary.json\).*overwrite=true"):
-        layout.claim(tmp_path, overwrite=False)
-    layout.claim(tmp_path, overwrite=True)
+        layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False)
+    layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -165,12 +166,12 @@ def test_a_new_run_finds_no_journal_of_one_that_ended_before_its_first_step_and_
     tmp_path: Path,
 ) -> None:
     (tmp_path / "journal.sqlite").write_text("")
-    layout.claim(tmp_path, overwrite=False)
+    layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "journal.sqlite").write_text("")
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_00000001" / "progress.json").write_text("{}")
-    layout.claim(tmp_path, overwrite=False, resume=True)
+    layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False, resume=True)
     assert (tmp_path / "journal.sqlite").exists()
 
 
@@ -179,19 +180,31 @@ def test_a_run_is_resumed_only_where_it_left_a_whole_checkpoint(tmp_path: Path) 
     (tmp_path / "broker.json").write_text("{}")
     unfinished = tmp_path / "checkpoints" / "step_00000002.partial"
     unfinished.mkdir(parents=True)
-    sentence = r"resume=true: .* holds no whole checkpoint to go on from; start it anew with overwrite=true"
+    sentence = r"resume=true: .* holds neither a whole checkpoint nor a journal to go on from; start it anew with ov"
     with pytest.raises(ValueError, match=sentence):
-        layout.claim(tmp_path, overwrite=False, resume=True)
+        layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False, resume=True)
     unfinished.rename(whole := unfinished.with_suffix(""))
     with pytest.raises(ValueError, match=sentence):
-        layout.claim(tmp_path, overwrite=False, resume=True)
+        layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False, resume=True)
     (whole / "progress.json").write_text("{}")
-    layout.claim(tmp_path, overwrite=False, resume=True)
+    layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False, resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
     with pytest.raises(ValueError, match=r"go on with it with resume=true, or clear it with overwrite=true"):
-        layout.claim(tmp_path, overwrite=False)
-    layout.claim(tmp_path, overwrite=True)
+        layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False)
+    layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_alone_is_enough_to_go_on_wherever_it_lies_and_goes_with_the_run(tmp_path: Path) -> None:
+    directory, journal = tmp_path / "run", tmp_path / "fast disk" / "broker.sqlite"
+    journal.parent.mkdir()
+    directory.mkdir()
+    journal.write_text("")
+    layout.claim(directory, journal, overwrite=False, resume=True)
+    assert not layout.has_checkpoint(directory)
+    assert journal.exists()
+    layout.claim(directory, journal, overwrite=True)
+    assert not journal.exists()
 
 
 def test_the_learner_resumes_when_the_launcher_does() -> None:
@@ -208,9 +221,9 @@ def test_a_directory_whose_run_goes_on_is_refused_even_with_overwrite(tmp_path: 
         running.stdout.readline()  # only now its command line is surely its own
         (tmp_path / "broker.json").write_text(f'{{"pid": {running.pid}}}')
         with pytest.raises(ValueError, match="a run is going on there"):
-            layout.claim(tmp_path, overwrite=True)
+            layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=True)
         running.communicate()
-    layout.claim(tmp_path, overwrite=False)
+    layout.claim(tmp_path, tmp_path / JOURNAL, overwrite=False)
     assert not (tmp_path / "broker.json").exists()
 
 

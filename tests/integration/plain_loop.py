@@ -28,8 +28,8 @@ from learner.policy import model as models
 from learner.policy.config import ModelConfig
 from learner.policy.model import full_state
 from learner.step import train_step
-from learner.weights import seal, snapshot
 from protocol.messages import GroupBatch, Rollout, RolloutGroup, Sampling, ScoredRollout, StreamStats, Task, Verdict
+from tests.published import publish
 
 STEPS, GROUPS, SIZE, SEED, LR, EPS = 4, 4, 4, 11, 3e-4, 1e-5
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24)
@@ -86,9 +86,9 @@ def scored(group: int, index: int, prompt: list[int], done: Any, task: Task, eng
 
 def load(engine: Any, policy: Any, version: int) -> None:
     """Give the engine the policy's weights as a version."""
-    taken = snapshot(version, full_state(policy), None)
-    published = seal(taken, "tcp://nowhere:1")
-    tensors = [(spec, taken.data[spec.offset : spec.offset + spec.nbytes]) for spec in taken.tensors]
+    published = publish(version, full_state(policy))
+    data = published.segment.data
+    tensors = [(spec, data[spec.offset : spec.offset + spec.nbytes]) for spec in published.manifest.tensors]
     engine.load(version, published.manifest.fingerprint, tensors)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-PLAIN_LOOP = Path(__file__).parent / "plain_loop.py"
+ROOT = Path(__file__).parents[2]
+PLAIN_LOOP = "tests.integration.plain_loop"
 STEPS, GROUPS, SIZE, SEED, LR, EPS = 4, 4, 4, 11, 3e-4, 1e-5  # as in plain_loop.py
 
 
@@ -32,8 +33,8 @@ def test_max_staleness_zero_equals_a_plain_sequential_loop(
     cluster.start_actor("actor-0", "engine.max_num_seqs=8")
     cluster.start_verifier("verifier-0")
     cluster.finish(120)
-    command = [sys.executable, str(PLAIN_LOOP), str(model), str(tmp_path / "plain.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", PLAIN_LOOP, str(model), str(tmp_path / "plain.json")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     plain = json.loads((tmp_path / "plain.json").read_text())
     rows = cluster.rows()

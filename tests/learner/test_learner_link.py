@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from learner.link import Link, own_address
-from learner.weights import snapshot
+from learner.link import Link
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import (
     Ack,
@@ -28,20 +26,20 @@ from protocol.messages import (
     Resume,
     RunSpec,
     Sampling,
-    Shard,
     ShardGone,
-    ShardRequest,
     StreamStats,
     WeightManifest,
     Welcome,
     WhoAreYou,
 )
-from protocol.sockets import Dealer, Router
+from protocol.sockets import Router
+from tests.published import publish
 
 HELLO = Hello(role="learner", name="learner", host="here", pid=1, metrics_port=0, versions={}, session="s")
 STATS = StreamStats(
     generated_tokens=0, rollouts=0, verdicts=0, void_verdicts=0, groups_dropped={}, actors=0, verifiers=0
 )
+MANIFESTS = {version: publish(version, [("w", torch.zeros(2))]).manifest for version in (0, 4)}
 
 
 def welcome(silence: float = 20.0, back: float = 20.0) -> Welcome:
@@ -69,7 +67,7 @@ class FakeBroker:
         thread = threading.Thread(target=answer_hello)
         thread.start()
         try:
-            return Link(self.router.address, HELLO, versions_kept=2)
+            return Link(self.router.address, HELLO)
         finally:
             thread.join()
 
@@ -119,27 +117,10 @@ def test_a_batch_is_asked_for_and_its_groups_are_reported_consumed(broker: FakeB
         broker.send(Goodbye(reason="enough", finished=True))
 
 
-def test_a_published_version_can_be_fetched_until_newer_ones_replace_it(broker: FakeBroker) -> None:
-    with broker.link(welcome()) as link:
-        weight = torch.arange(6.0).reshape(2, 3)
-        for version in range(3):
-            link.publish(snapshot(version, [("w", weight + version)], None))
-        manifests = [broker.expect(WeightManifest) for _ in range(3)]
-        assert [manifest.version for manifest in manifests] == [0, 1, 2]
-        with Dealer(manifests[0].endpoint) as actor:
-            actor.send(ShardRequest(version=2, shard=0))
-            shard = actor.receive(5)
-            assert isinstance(shard, Shard)
-            np.testing.assert_array_equal(shard.data.view(np.float32), (weight + 2).flatten().numpy())
-            actor.send(ShardRequest(version=0, shard=0))
-            assert actor.receive(5) == ShardGone(version=0)
-        link.goodbye("enough", finished=False)
-
-
 def test_a_run_that_goes_on_says_so_before_it_publishes(broker: FakeBroker) -> None:
     with broker.link(welcome()) as link:
         link.resume(4, (GroupRange(first=0, last=3),), checkpoints=True, counted=STATS)
-        link.publish(snapshot(4, [("w", torch.zeros(2))], None))
+        link.announce(MANIFESTS[4])
         kinds = []
         while len(kinds) < 2:
             received = broker.router.receive(5)
@@ -175,13 +156,10 @@ def test_malformed_and_foreign_messages_do_not_stop_it(broker: FakeBroker) -> No
         broker.router.socket.send_multipart([broker.peer, b"\xc1"])
         broker.send(ShardGone(version=3))
         broker.send(Refusal(field="x", problem="not fatal", fatal=False))
-        link.publish(snapshot(0, [("w", torch.zeros(2))], None))
-        with Dealer(broker.expect(WeightManifest).endpoint) as stranger:
-            stranger.socket.send_multipart([b"junk", b"more"])
-            stranger.send(ShardRequest(version=0, shard=0))
-            assert isinstance(stranger.receive(5), Shard)
-        broker.send(GroupBatch(policy_version=0, groups=(), stats=STATS))
-        assert isinstance(link.next_batch(0, 5), GroupBatch)
+        link.announce(MANIFESTS[0])
+        broker.expect(WeightManifest)
+        with answering(broker, BatchRequest, GroupBatch(policy_version=0, groups=(), stats=STATS)):
+            assert isinstance(link.next_batch(0, 5), GroupBatch)
         link.goodbye("enough", finished=False)
 
 
@@ -214,7 +192,7 @@ def test_a_broker_that_falls_silent_is_an_error(broker: FakeBroker) -> None:
 
 def test_a_broker_that_came_back_hears_what_it_did_not_acknowledge_and_then_what_stands(broker: FakeBroker) -> None:
     with broker.link(welcome()) as link:
-        link.publish(snapshot(0, [("w", torch.zeros(2))], None))
+        link.announce(MANIFESTS[0])
         manifest = broker.expect(WeightManifest)
         broker.send(Ack(seq=manifest.seq))
         link.consumed(1, (3,))
@@ -256,9 +234,3 @@ def test_an_error_in_training_is_told_to_the_broker(broker: FakeBroker) -> None:
     goodbye = broker.expect(Goodbye)
     assert not goodbye.finished
     assert "boom" in goodbye.reason
-
-
-def test_the_own_address_is_the_one_on_the_way_to_the_broker() -> None:
-    assert own_address("tcp://127.0.0.1:5555") == "127.0.0.1"
-    with pytest.raises(ValueError, match="tcp://host:port"):
-        own_address("127.0.0.1")

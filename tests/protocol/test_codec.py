@@ -16,6 +16,7 @@ from protocol.errors import MalformedMessage
 from protocol.fields import Array, Json, MaxLength, Range
 from protocol.messages import (
     PROTOCOL_VERSION,
+    DeltaSpec,
     GroupRange,
     Heartbeat,
     LeaseRequest,
@@ -83,7 +84,10 @@ def messages_of(kind: type[Any]) -> st.SearchStrategy[Any]:
         if "seeds" in chosen:
             chosen["seeds"] = chosen["sample_indexes"]
         if "shards" in chosen:
-            chosen |= {"tensors": (), "shards": ()}
+            chosen |= {"tensors": (), "shards": (), "deltas": ()}
+        if kind is DeltaSpec:
+            chosen["base"], chosen["version"] = sorted((chosen["base"], chosen["version"]))
+            chosen["version"] += chosen["base"] == chosen["version"]
         if kind is GroupRange:
             chosen["first"], chosen["last"] = sorted(chosen.values())
         if "consumed" in chosen:

@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from protocol.messages import PROTOCOL_VERSION, Heartbeat, LeaseRequest, Shard
-from protocol.sockets import Dealer, Rejected, Router
+from protocol.sockets import Dealer, Rejected, Router, own_address
 
 
 @pytest.fixture
@@ -104,3 +104,11 @@ def test_a_frame_above_the_hard_limit_costs_its_sender_the_connection_and_nobody
             assert received is not None
             assert received[1] == Heartbeat(waiting_for="still here")
             assert router.receive(0.2) is None
+
+
+def test_the_own_address_is_the_one_on_the_way_to_the_peer() -> None:
+    assert own_address("tcp://127.0.0.1:5555") == "127.0.0.1"
+    with pytest.raises(ValueError, match="tcp://host:port"):
+        own_address("127.0.0.1")
+    with pytest.raises(ValueError, match=r"tcp://nobody\.invalid:1: this host knows no way there"):
+        own_address("tcp://nobody.invalid:1")

@@ -1,7 +1,7 @@
 """The rules of reward `instructions`: each looks at a text and its own arguments, and says whether it is followed.
 
-Names and arguments are those of IFEval (Zhou et al. 2023), whose tasks can be used as they are; the rules marked `+` are
-not in it. Every rule is checked by the code below. Where it differs from IFEval's: sentences are counted without NLTK,
+Names and arguments are those of IFEval (Zhou et al. 2023), whose tasks can be used as they are; the rules marked `+`
+are not in it. Every rule is checked by the code below. Where it differs from IFEval's: sentences are counted without NLTK,
 languages are told by lingua, and the two rules of case say nothing about the language.
 
 | rule                                        | arguments                                                            |
@@ -18,7 +18,7 @@ languages are told by lingua, and the two rules of case say nothing about the la
 | `length_constraints:number_characters` +    | `num_characters`, `relation`                                         |
 | `length_constraints:number_lines` +         | `num_lines`, `relation`; empty ones do not count                     |
 | `length_constraints:longest_word` +         | `num_letters`                                                        |
-| `length_constraints:nth_paragraph_first_word` | `num_paragraphs`, `nth_paragraph`, `first_word`; divided by empty lines |
+| `length_constraints:nth_paragraph_first_word` | `num_paragraphs`, `nth_paragraph`, `first_word`; by empty lines |
 | `detectable_content:number_placeholders`    | `num_placeholders`: `[like this]`, at least                          |
 | `detectable_content:postscript`             | `postscript_marker`                                                  |
 | `detectable_format:number_bullet_lists`     | `num_bullets`, exactly                                               |

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from stream_world import finish, new_stream, rollout, train
 
-from learner.broker.config import BrokerRoot, StreamConfig, identity
+from learner.broker.config import JOURNAL, BrokerRoot, StreamConfig, identity
 from learner.broker.inspect import as_text, inspect, main
-from learner.broker.journal import NAME, Journal, JournalFailed
+from learner.broker.journal import Journal, JournalFailed
 from learner.broker.stream import Stream
 from protocol.messages import LeaseFailed
 
@@ -23,7 +23,7 @@ RUN = identity(BrokerRoot(model="m", stream=StreamConfig(**OPTIONS)))
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / NAME, RUN)
+    return Journal(tmp_path / JOURNAL, RUN)
 
 
 def busy() -> Stream:
@@ -103,7 +103,7 @@ def test_a_batch_that_must_not_be_taken_yet_names_the_groups_that_hold_it_back(t
     assert later
     finish(stream, later)
     assert stream.batch(1) is None
-    journal = Journal(tmp_path / NAME, identity(BrokerRoot(model="m", stream=StreamConfig(**options))))
+    journal = Journal(tmp_path / JOURNAL, identity(BrokerRoot(model="m", stream=StreamConfig(**options))))
     journal.commit(stream)
     assert inspect(tmp_path).waits == (
         "2 rollouts of groups 0 by a",
@@ -120,13 +120,13 @@ def test_it_is_read_while_a_broker_writes_and_after_its_death_and_nothing_is_cha
     assert live.log_bytes > 0
     killed = journal.path.parent / "killed"
     killed.mkdir()
-    for path in journal.path.parent.glob(f"{NAME}*"):
+    for path in journal.path.parent.glob(f"{JOURNAL}*"):
         shutil.copy(path, killed)
-    before = {path.name: path.read_bytes() for path in killed.glob(f"{NAME}*") if not path.name.endswith("-shm")}
+    before = {path.name: path.read_bytes() for path in killed.glob(f"{JOURNAL}*") if not path.name.endswith("-shm")}
     dead = inspect(killed)
     assert dead.held_by is None
     assert dead.groups == live.groups
-    assert before == {path.name: path.read_bytes() for path in killed.glob(f"{NAME}*") if path.name in before}
+    assert before == {path.name: path.read_bytes() for path in killed.glob(f"{JOURNAL}*") if path.name in before}
     assert stream.grant("d", 100, 0.0)
     journal.commit(stream)
     assert "d" in inspect(journal.path).leases, "readers hold nobody up"

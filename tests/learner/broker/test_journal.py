@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_stream, pictured, rollout, train
 
+from learner.broker import journal as journal_file
 from learner.broker.config import StreamConfig
 from learner.broker.groups import SampleState
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
@@ -59,7 +60,7 @@ class MortalWorld(World):
     def kill_broker(self) -> None:
         """Everything in memory is lost; verifiers deliver nothing that they were given before."""
         self.deaths += 1
-        again = Stream(self.stream.tasks, self.stream.config, 0, Retirement(*self.retirement()))
+        again = Stream(self.stream.cursor.tasks, self.stream.config, 0, Retirement(*self.retirement()))
         again.restore(self.journal.load(self.stream.config.group_size, 0), self.now)
         assert pictured(again) == pictured(self.stream)
         self.stream = again
@@ -144,7 +145,7 @@ def test_any_death_at_any_turn_loses_nothing_and_trains_nothing_twice(
     assert len(world.trained) == len(set(world.trained)) == stream.consumed_groups == stream.version * groups_per_step
     if straggler != "train":
         assert world.oldest <= max_staleness
-    leased = stream._next_task - stream.counts["tasks_skipped"]
+    leased = stream.cursor.next_index - stream.counts["tasks_skipped"]
     assert leased == stream.consumed_groups + len(stream.groups) + sum(stream.dropped.values()), "a group is lost"
     dropped = {group for (group,) in journal._database.execute("SELECT group_id FROM dropped")}
     assert len(dropped) == sum(stream.dropped.values())
@@ -313,7 +314,7 @@ def test_a_run_that_ends_with_a_batch_handed_out_drops_it_and_may_go_on_later(pa
     assert (again.version, again.furthest, again.groups) == (stood, stood, {})
     assert all(version < stood for version in again.batches)
     dropped = again.dropped["run_ended"]
-    assert again._next_task == again.consumed_groups + dropped
+    assert again.cursor.next_index == again.consumed_groups + dropped
     assert again.resume(stood, merged((), order[:stood]), checkpoints=True)
     again.published(stood, fingerprint(stood))
     lease = again.grant("a", 100, 0.0)
@@ -463,3 +464,36 @@ def test_fingerprints_are_forgotten_once_no_rollout_can_name_them(path: Path) ->
     assert stream.fingerprints.keys() == {19, 20}
     assert stream.fingerprints[20] == (fingerprint(20),)
     assert written(path, stream).fingerprints == stream.fingerprints
+
+
+def test_what_is_left_of_groups_that_are_gone_is_deleted_bit_by_bit_and_read_by_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_file, "LEFTOVERS_A_TURN", 2)
+    stream = new_stream(groups_per_step=1, group_size=2, max_staleness=9)
+    stream.resume(0, (), checkpoints=True)
+    journal = Journal(path, RUN)
+
+    def left(journal: Journal) -> tuple[int, ...]:
+        tables = ("groups", "rollouts", "verdicts")
+        return tuple(journal._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+
+    while lease := stream.grant("a", 1000, 0.0):
+        finish(stream, lease)
+    while stream.ready:
+        train(stream)
+    journal.commit(stream)
+    stream.checkpointed(9)
+    journal.commit(stream)
+    assert left(journal) == (1, 20, 20), "the rollouts of groups that are gone are still there"
+    journal.commit(stream)
+    assert left(journal) == (1, 16, 16), "a turn in which nothing happened deletes some"
+    journal.close()
+    again = Journal(path, RUN)
+    assert [group.group_id for group in again.load(2, 0).groups] == [9]
+    stream = found_in(again, stream.config)
+    for rows in (12, 8, 4, 2, 2):
+        again.commit(stream)
+        assert left(again) == (1, rows, rows)
+    assert [group.group_id for group in again.load(2, 0).groups] == [9]
+    again.close()
