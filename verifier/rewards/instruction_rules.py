@@ -1,8 +1,8 @@
 """The rules of reward `instructions`: each looks at a text and its own arguments, and says whether it is followed.
 
 Names and arguments are those of IFEval (Zhou et al. 2023), whose tasks can be used as they are; the rules marked `+`
-are not in it. Where a check differs from IFEval's: sentences are counted without NLTK, languages are told by lingua, and
-the two rules of case say nothing about the language.
+are not in it. Where a check differs from IFEval's: sentences are counted without NLTK, languages are told by lingua,
+and the two rules of case say nothing about the language.
 
 | rule                                        | arguments                                                            |
 |---------------------------------------------|----------------------------------------------------------------------|
