@@ -119,8 +119,8 @@ class Pool:
         except BadExpression as error:
             self._ended.append((job, Verdict(reward=None, parts={}, reason=str(error)[:4096], seconds=0.0)))
             return
-        libraries = {library_for(name, job.metadata) for name in expression.weights} - {""}
-        self._waiting.append(_Case(job, expression, libraries, deque(expression.weights)))
+        libraries = {library_for(name, job.metadata) for name in expression.names} - {""}
+        self._waiting.append(_Case(job, expression, libraries, deque(expression.names)))
 
     def turn(self) -> list[tuple[VerifyJob, Verdict]]:
         """Everything that can be done now; gives back the jobs that have ended. Raises `PoolBroken`."""

@@ -13,6 +13,7 @@ checkpoint gets the same batches again, version by version (`restore`). Nothing 
 
 import bisect
 import heapq
+import re
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from protocol.messages import (
 )
 
 SKIPPED = 2**20  # more leases and jobs than the turns give away that a power failure may take from a journal
+NAME = re.compile(r"[A-Za-z_]\w*")  # of a reward, in an expression
 COUNTED = ("generated_tokens", "rollouts", "verdicts", "void_verdicts")
 
 
@@ -494,9 +496,9 @@ class Stream:
         return next(job for job in self.jobs.values() if job.verifier == verifier)
 
     def checks_of(self, job: RunningJob) -> int:
-        """Rewards that a job has to compute, one after the other."""
+        """Rewards that a job has to compute at most, one after the other: the names in its expression."""
         group = self.groups.get(job.group_id)
-        return 1 + group.task.reward.count("+") if group else 1
+        return max(1, len(NAME.findall(group.task.reward))) if group else 1
 
     def _end_job(self, job: RunningJob) -> None:
         del self.jobs[job.job_id]

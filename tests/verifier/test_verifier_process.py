@@ -1,7 +1,6 @@
 """`python -m verifier` as a process of its own; the test plays the broker."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from verifier_doubles import ROOT, STOP_SECONDS, StartVerifier, Verifier, gone
 from protocol.messages import Goodbye, Refusal
 
 RIGHT = "<think>3+9+0=12;3+5+1=9</think><answer>92</answer>"
-TOWER = "<think>big</think><answer>9^{9^{9^{9}}}</answer>"  # computes for ever in one long step
+TOWER = "<think>big</think><answer>" + "|x" * 200 + "</answer>"  # takes for ever to parse
 
 
 @pytest.mark.parametrize(
@@ -138,14 +137,13 @@ def test_a_killed_zygote_is_replaced(start_verifier: StartVerifier) -> None:
 
 
 def test_a_memory_bomb_stays_within_its_bound_and_the_next_check_is_right(start_verifier: StartVerifier) -> None:
-    limit = 256 * 2**20
-    verifier = start_verifier(f"verifier.memory_bytes={limit}")
+    verifier = start_verifier(f"verifier.memory_bytes={256 * 2**20}")
     verifier.judge(RIGHT, "92")
     (worker,) = verifier.workers()
-    assert verifier.judge("<answer>2^{2^{35}}</answer>", "92", reward="accuracy", seconds=30.0).reward == 0.0
+    verdict = verifier.judge("<answer>93</answer>", "2^{2^{35}}", reward="accuracy", seconds=30.0)
+    assert (verdict.reward, verdict.reason) == (0.0, "accuracy: memory")
     assert verifier.judge(RIGHT, "92").reward == 1.0
-    (peak,) = re.findall(r"VmPeak:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
-    assert limit / 4 < int(peak) * 1024 <= limit
+    assert verifier.workers() != [worker]
 
 
 def test_a_worker_is_renewed_after_its_share_of_jobs(start_verifier: StartVerifier) -> None:
