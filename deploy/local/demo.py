@@ -13,11 +13,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from deploy.local import scale
+from deploy.local import presence, scale
 from deploy.local.progress import Lines, Row
 
-STEPS, SCALE_AFTER = 40, 15
-WARM_UP = 3  # steps left out at the beginning, and after new actors came
+STEPS, SCALE_AFTER, COMPARED = 60, 15, 12  # the last steps are compared with those before the new actors came
+WARM_UP = 3  # steps left out at the beginning, and after new actors joined
 POLL_SECONDS = 0.2
 RUN = Path("runs/demo-scale")
 
@@ -52,31 +52,31 @@ def double(launcher: "subprocess.Popen[bytes]", metrics: Lines) -> int:
 
 
 def _begun(metrics: Lines) -> bool:
-    """Whether this run, not one that was in the directory before it, has come to the step."""
+    """Whether this run has come to the step; one that was there before it is cleared when its launcher is at work."""
+    if not presence.at_work(RUN):
+        return False
     metrics.read_on()
-    return bool(metrics.rows) and metrics.rows[-1]["step"] in range(SCALE_AFTER, STEPS)
+    return bool(metrics.rows) and metrics.rows[-1]["step"] >= SCALE_AFTER
 
 
 def compare(rows: list[Row], before: int) -> list[str]:
-    """A line for each number of actors that the broker counted: steps, tokens a second, the learner's waiting."""
-    after = next((row["step"] for row in rows if row["actors"] >= 2 * before), None)
-    if after is None:
-        return [f"the new actors did not join before the last step; the run is too short for {2 * before} actors"]
-    parts = {
-        before: [row for row in rows if WARM_UP < row["step"] <= SCALE_AFTER],
-        2 * before: [row for row in rows if row["step"] > after + WARM_UP],
-    }
-    return [_told(actors, part) for actors, part in parts.items() if part]
+    """A line for the steps before the new actors came, and one for the last steps."""
+    joined = next((row["step"] for row in rows if row["actors"] >= 2 * before), None)
+    last = [row for row in rows if joined is not None and row["step"] > max(joined + WARM_UP, STEPS - COMPARED)]
+    if not last:
+        return [f"the new actors did not join in time before the last of {len(rows)} steps"]
+    first = [row for row in rows if WARM_UP < row["step"] <= SCALE_AFTER]
+    return [_told(before, first), _told(2 * before, last)]
 
 
 def _told(actors: int, rows: list[Row]) -> str:
-    seconds = sum(row["seconds"]["total"] for row in rows)
-    waiting = sum(row["seconds"]["receive"] for row in rows) / seconds
-    generated = statistics.fmean(row["generated_tokens_per_second"] for row in rows)
-    steps = f"steps {rows[0]['step']} to {rows[-1]['step']}"
+    """Medians: a machine that others use too has pauses."""
+    seconds = statistics.median(row["seconds"]["total"] for row in rows)
+    waiting = statistics.median(row["seconds"]["receive"] / row["seconds"]["total"] for row in rows)
+    generated = statistics.median(row["generated_tokens_per_second"] for row in rows)
     return (
-        f"{actors} actor{'' if actors == 1 else 's'}, {steps}: {generated:,.0f} tokens/s generated, "
-        f"{len(rows) / seconds:.2f} steps/s, the learner waited {waiting:.0%} of the time"
+        f"{actors} actor{'' if actors == 1 else 's'}, steps {rows[0]['step']} to {rows[-1]['step']}: "
+        f"{generated:,.0f} tokens/s generated, a step takes {seconds:.2f} s, the learner waits {waiting:.0%} of it"
     )
 
 
