@@ -20,7 +20,7 @@ INSTALL := $(PIP) install --quiet $(PIP_ARGS) -e '.[$(EXTRA),dev]'
 STRAY := torchvision torchaudio torchcodec triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus quickstart test test-slow lint report options clean
+.PHONY: help setup prometheus quickstart demo-scale test test-slow lint report options clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ prometheus: setup  ## Prometheus from Debian in .venv/debian, where none is inst
 
 quickstart: setup  ## a whole run on this machine: cold start, then GRPO to a reward above 0.9 (ARGS='actors=2 …')
 	@$(BIN)/python -m deploy.local experiment=quickstart overwrite=true $(ARGS)
+
+demo-scale: setup  ## the quickstart, its actors doubled in mid-run (ARGS='actors=2 …')
+	@$(BIN)/python -m deploy.local.demo $(ARGS)
 
 test: setup prometheus  ## every test that needs no GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not gpu and not slow'

@@ -1,22 +1,26 @@
-"""`python -m deploy.local experiment=quickstart actors=2 loss.name=cispo …`: a whole run on this machine."""
+"""`python -m deploy.local experiment=quickstart actors=2 loss.name=cispo …`: a whole run on this machine.
+
+`python -m deploy.local --attach RUN` watches one that goes on; `python -m deploy.local scale RUN actors=4` starts or
+ends processes of it.
+"""
 
 import json
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from deploy.local import layout
+from deploy.local import attach, layout, scale
 from deploy.local.config import LocalRoot, launcher, run_directory
 from deploy.local.launch import Launch
 from deploy.local.live import view
-from deploy.local.plain import duration, number
+from deploy.local.plain import result
 from deploy.local.supervision import RunFailed
 from learner.broker.config import journal_path
 
 ConfigStore.instance().store(name="local_schema", node=LocalRoot)
+COMMANDS = {"--attach": attach.main, "scale": scale.main}  # all else is a new run
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="local")
@@ -38,21 +42,15 @@ def main(tree: DictConfig) -> None:
         print(f"local: {failure}", file=sys.stderr)
         sys.exit(failure.code if isinstance(failure, RunFailed) else 1)
     watching.close()
-    print(result(directory))
+    print(result(json.loads((directory / "summary.json").read_text())))
     if config.report:
         from deploy.report.page import write  # matplotlib takes its time, which the start would pay
 
         print(f"report: {write(directory)}")
 
 
-def result(directory: Path) -> str:
-    """What came of the run, in one line."""
-    summary = json.loads((directory / "summary.json").read_text())
-    rewards = f"reward {number(summary['reward_start'], 3)} → {number(summary['reward_end'], 3)}"
-    restarts = "".join(f", {name} restarted {number}×" for name, number in summary["restarts"].items())
-    took = f"{summary['steps']} steps and {duration(summary['seconds'])}"
-    return f"{rewards} in {took}: {summary['stopped_because']}{restarts}"
-
-
 if __name__ == "__main__":
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in COMMANDS:
+        COMMANDS[first](sys.argv[2:])
     main()

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from omegaconf import DictConfig
 
-from deploy.local import layout, restarts
+from deploy.local import layout, presence, restarts, scale
 from deploy.local.config import LauncherConfig, model_directory, run_directory
 from deploy.local.processes import Child, Processes
 from deploy.local.supervision import BROKER, LEARNER, POLL_SECONDS, RunFailed, Supervisor
@@ -48,6 +48,8 @@ class Launch:
     show: Callable[[], None] = lambda: None
     signal: str = ""
     shown: float = 0.0
+    wanted: scale.Wish = field(init=False)  # how many actors and verifiers there are to be
+    cores: dict[str, list[int]] = field(default_factory=dict)  # of a role's processes, once they may be started
     processes: Processes = field(init=False)
     supervisor: Supervisor = field(init=False)
 
@@ -62,8 +64,10 @@ class Launch:
             signal.signal(number, self._note_signal)
         layout.lock_doors(self.tree)
         layout.write_launch(self.tree)
-        with Processes(self.directory / "logs", keep_logs=self.config.resume) as processes, self._logging():
+        logs = self.directory / "logs"
+        with presence.held(self.directory), Processes(logs, self.config.resume) as processes, self._logging():
             self.processes = processes
+            self.wanted = {"actor": self.config.actors, "verifier": self.config.verifiers}
             self.supervisor = Supervisor(processes, self.config, self.directory, RESTARTED, self.lost)
             if self.config.cold_start:
                 self.make_model()
@@ -76,6 +80,7 @@ class Launch:
         handler = logging.FileHandler(self.directory / "logs" / "local.log", "a" if self.config.resume else "w")
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         log.addHandler(handler)
+        log.setLevel(logging.INFO)
         try:
             yield
         finally:
@@ -114,10 +119,35 @@ class Launch:
         layout.write_config(self.tree, ["learner", "actor", "verifier"], broker=address)
         learner_cores, actor_cores = self.placement()
         self.start("learner", LEARNER, cores=learner_cores)
-        for index in range(self.config.verifiers):
-            self.start("verifier", f"verifier-{index}", f"verifier.name=verifier-{index}")
-        for index in range(self.config.actors):
-            self.start("actor", f"actor-{index}", f"actor.name=actor-{index}", cores=actor_cores)
+        self.cores = {"verifier": [], "actor": actor_cores}
+        self.populate()
+
+    def populate(self) -> None:
+        """Start the actors and verifiers that are missing, and let go of those that are too many.
+
+        A name that is wanted again is free when its process, and what that had started, is gone.
+        """
+        if self.supervisor.over:
+            return
+        for role, cores in self.cores.items():
+            names = [f"{role}-{index}" for index in range(self.wanted[role])]
+            running = {child.name: child for child in self.processes.children if child.name.startswith(f"{role}-")}
+            for name in running.keys() - set(names):
+                self.supervisor.let_go(running[name])
+            for name in names:
+                if name not in running:
+                    self.start(role, name, f"{role}.name={name}", cores=cores)
+
+    def listen(self) -> None:
+        """Take a wish for more or fewer processes, if there is one."""
+        try:
+            wish = scale.heard(self.directory)
+        except ValueError as error:
+            log.warning("not scaled: %s", error)
+            return
+        for role, number in wish.items():
+            log.info("scaled: %s from %d to %d", scale.plural(role), self.wanted[role], number)
+            self.wanted[role] = number
 
     def lost(self, child: Child) -> str:
         """Why a process that has died cannot be started again; empty if it can."""
@@ -167,6 +197,8 @@ class Launch:
                 codes = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
                 raise RunFailed(f"the launcher got {self.signal} and ended everything", codes[self.signal])
             self.supervisor.look()
+            self.listen()
+            self.populate()
             if deadline and time.monotonic() > deadline:
                 raise RunFailed(f"waited {seconds:g} s for {what()} in vain (logs: {self.processes.logs})")
             if time.monotonic() - self.shown >= SHOW_SECONDS:

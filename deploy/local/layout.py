@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from deploy.local import restarts
+from deploy.local import presence, restarts
 from deploy.local.config import projection, run_directory
 from protocol.security import make, wanted
 
@@ -20,6 +20,7 @@ WRITTEN = (  # all that a run leaves; nothing else in the directory is ever remo
     "report.html",
     "broker.json",
     "restarts.jsonl",
+    "scale.json",
     "learner.lock",
     "config",
     "keys",
@@ -42,7 +43,9 @@ def claim(directory: Path, journal: Path, *, overwrite: bool, resume: bool = Fal
 
     Raises `ValueError` when a run is going on in it, when it holds one already, or none to resume.
     """
-    if (pid := _running_broker(directory)) is not None:
+    if presence.at_work(directory):
+        raise ValueError(f"{directory}: a launcher is at work there; choose another run.name")
+    if (pid := running_broker(directory)) is not None:
         raise ValueError(f"{directory}: a run is going on there, its broker is process {pid}; choose another run.name")
     if resume:
         if not has_checkpoint(directory) and not journal.is_file():
@@ -97,7 +100,7 @@ def forget_broker(directory: Path) -> None:
     _remove(directory / "broker.json")
 
 
-def _running_broker(directory: Path) -> int | None:
+def running_broker(directory: Path) -> int | None:
     """The living broker that broker.json tells of; a broker that was killed leaves the file behind."""
     try:
         pid = json.loads((directory / "broker.json").read_text())["pid"]

@@ -1,10 +1,9 @@
-"""The live view of a run on a terminal. `python -m deploy.local.live runs/quickstart` watches one from anywhere.
+"""The live view of a run on a terminal: the launcher's own, and that of `python -m deploy.local --attach RUN`.
 
 All that it shows comes from the run's directory and the broker's /status, whose address stands there.
 """
 
 import sys
-import time
 from pathlib import Path
 from typing import Protocol
 
@@ -189,22 +188,3 @@ def _bar(progress: Progress) -> Table:
         f"{done}/{total or '?'}  {f'{most}{duration(left)} left' if left is not None else ''}",
     )
     return row
-
-
-def main() -> None:
-    """Watch the run in the directory that is named until Ctrl-C."""
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("live: give the directory of a run, such as runs/quickstart")
-    watching = view("auto", Path(sys.argv[1]))
-    try:
-        while True:
-            watching.show()
-            time.sleep(LOOK_SECONDS)
-    except KeyboardInterrupt:
-        watching.close()
-    except ValueError as error:
-        sys.exit(f"live: {error}")
-
-
-if __name__ == "__main__":
-    main()

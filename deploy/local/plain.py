@@ -80,6 +80,14 @@ def waits(status: Row) -> str:
     return printable(", ".join(f"{name} for {what}" for name, what in peers if what))
 
 
+def result(summary: Row) -> str:
+    """What came of a run, in one line."""
+    rewards = f"reward {number(summary['reward_start'], 3)} → {number(summary['reward_end'], 3)}"
+    restarts = "".join(f", {name} restarted {times}×" for name, times in summary.get("restarts", {}).items())
+    took = f"{summary['steps']} steps and {duration(summary['seconds'])}"
+    return f"{rewards} in {took}: {summary['stopped_because']}{restarts}"
+
+
 def number(value: object, digits: int) -> str:
     """A number as text, with `digits` after the point; `-` where there is none."""
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else "-"

@@ -85,21 +85,32 @@ class Supervisor:
     broker_heard: int = 1  # the start of the broker that is known to have listened
     broker_missed: float = float("-inf")  # when the broker was last seen to be gone, or not yet back
     asked: set[str] = field(default_factory=set)  # to leave, at the run's end
+    unwanted: set[str] = field(default_factory=set)  # those that were let go while the run goes on, until they are gone
 
     def look(self) -> None:
         """Take notice of every end, and start again what is due. Raises `RunFailed` where an end is the run's."""
         self.processes.reap()
         self._look_for_broker()
-        for child in self.processes.children:
+        for child in list(self.processes.children):
             if child.code is None:
                 continue
             end = self._end(child)
-            if end.due is None:
+            if child.name in self.unwanted:
+                self._part_with(child, end)
+            elif end.due is None:
                 self._judge(child, end)
             elif not self.over:
                 self._bring_back(child, end, end.due)
         if self.over and self.config.restarts:
             self._ask_to_leave()
+
+    def let_go(self, child: Child) -> None:
+        """It is wanted no longer: asked to leave, once, and forgotten when it and all that it had started is gone."""
+        if child.name in self.unwanted:
+            return
+        self.unwanted.add(child.name)
+        if child.code is None:
+            child.process.terminate()
 
     def finished(self) -> bool:
         """Whether the learner has done its work; one that is killed when the broker knew of the end has, too."""
@@ -146,7 +157,7 @@ class Supervisor:
         Once the learner has finished it does no harm that somebody is killed, or leaves with an error because the
         broker was, or because it was started again and never met the broker.
         """
-        if end.due is not None or (child.code == 0 and self._summary()):
+        if end.due is not None or child.name in self.unwanted or (child.code == 0 and self._summary()):
             return True
         broker = self._named(BROKER)
         deserted = broker is not None and broker.code is not None and self._end(broker).death.violent
@@ -172,7 +183,7 @@ class Supervisor:
             return
         for child in self.processes.children:
             deserted = child.starts > 1 or self._end(broker).death.violent
-            if child.code is None and deserted and child.name not in self.asked:
+            if child.code is None and deserted and child.name not in self.asked | self.unwanted:
                 self.asked.add(child.name)
                 child.process.terminate()
 
@@ -218,14 +229,29 @@ class Supervisor:
     def _bring_back(self, child: Child, end: End, due: float) -> None:
         """Kill what it has left behind; start it when that is gone, the pause over and the broker there."""
         if not end.alone:
-            left = self.processes.left_behind()
-            if left and time.monotonic() - end.noticed > VANISH_SECONDS:
-                raise RunFailed(f"processes {left} that {child.name} left behind do not end on SIGKILL")
-            sweep.send(left, signal.SIGKILL)
-            end.alone = not left
+            self._clear(child, end)
         elif time.monotonic() >= due and (child.name == BROKER or self._broker_is_there()):
             self.processes.start_again(child, *self.again.get(child.name, ()))
             del self.ends[child.name]
+
+    def _clear(self, child: Child, end: End) -> None:
+        """Kill what it has left behind, and see whether that is gone."""
+        left = self.processes.left_behind()
+        if left and time.monotonic() - end.noticed > VANISH_SECONDS:
+            raise RunFailed(f"processes {left} that {child.name} left behind do not end on SIGKILL")
+        sweep.send(left, signal.SIGKILL)
+        end.alone = not left
+
+    def _part_with(self, child: Child, end: End) -> None:
+        """Forget one that was let go and has ended, in whatever way, once nothing is left that it had started."""
+        if not end.alone:
+            self._clear(child, end)
+            return
+        log.info("%s was let go and %s", child.name, end.death.cause)
+        self.processes.forget(child)
+        self.unwanted.remove(child.name)
+        self.tallies.pop(child.name, None)
+        del self.ends[child.name]
 
     # ------------------------------------------------------------ the broker, whom all others need
 
