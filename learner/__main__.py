@@ -22,7 +22,7 @@ from learner.checkpoint.progress import Progress
 from learner.claim import claim
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
-from learner.link import Link
+from learner.link import WELCOME_SECONDS, Link
 from learner.loop import Learner, stop_reason
 from learner.optimizer import Optimizer
 from learner.policy import model
@@ -32,7 +32,7 @@ from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
-from protocol import security
+from protocol import address, security
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 from protocol.sockets import own_address
@@ -99,10 +99,11 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
     port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
+    broker = address.awaited(config.broker, WELCOME_SECONDS)
     server = partial(WeightServer, fanout=config.weights.fanout, shared_memory=config.weights.shared_memory)
     with (
-        Link(config.broker, _hello(port)) as link,
-        server(Store(settings.versions_kept), own_address(config.broker)) as weights,
+        Link(broker, _hello(port)) as link,
+        server(Store(settings.versions_kept), own_address(broker)) as weights,
         publisher(server=weights, announce=link.announce) as published,
     ):
         run_spec = _run_spec(link.welcome, ranks)
