@@ -175,7 +175,7 @@ def _check_cluster(tree: DictConfig, config: SlurmLauncherConfig) -> None:
         raise ValueError(f"slurm.site={cluster.site}: there is no such file; it is a shell file that every job reads")
     if cluster.notice_seconds < LEAST_NOTICE:
         raise ValueError(
-            f"slurm.notice_seconds={cluster.notice_seconds}: must be at least {LEAST_NOTICE}: Slurm looks at clocks seldom"
+            f"slurm.notice_seconds={cluster.notice_seconds}: must be at least {LEAST_NOTICE}: Slurm is not exact"
         )
     if not config.broker.startswith("tcp://"):
         raise ValueError(f"broker={config.broker}: must be as tcp://node:5555, or tcp://node:* for a free port")
