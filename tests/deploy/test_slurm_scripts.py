@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,8 @@ def begin(slurm: FakeSlurm) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     yield start
     for job in begun:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         job.communicate()
 
 
@@ -155,7 +154,9 @@ def test_peers_are_to_find_the_broker_by_its_file_and_the_broker_to_rest_when_sl
 # ------------------------------------------------------------ what an actor's job does
 
 
-def test_an_actor_that_leaves_by_itself_is_done(make_run: MakeRun, slurm: FakeSlurm, begin: Callable[..., object]) -> None:
+def test_an_actor_that_leaves_by_itself_is_done(
+    make_run: MakeRun, slurm: FakeSlurm, begin: Callable[..., object]
+) -> None:
     run = make_run()
     code, output = ended(begin(run, "actor.sbatch"))
     assert (code, slurm.calls("scontrol")) == (0, [])
