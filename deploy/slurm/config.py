@@ -133,12 +133,25 @@ def job(config: SlurmLauncherConfig, role: str) -> JobConfig:
     return found
 
 
+def seconds(time: str) -> int:
+    """A time limit as Slurm reads it: `30` minutes, `30:00`, `4:00:00`, `2-12` days and hours, `2-00:00:00`."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, left = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, left = parts
+    else:
+        hours, (minutes, left) = 0, (*parts, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + left
+
+
 def check(tree: DictConfig, config: SlurmLauncherConfig) -> None:
     """Refuse what cannot work, before Slurm is asked for anything. Raises `ValueError`."""
     _check_counts(config)
     _check_cluster(tree, config)
     for role in ROLES:
-        _check_job(role, job(config, role))
+        _check_job(role, job(config, role), config.slurm.notice_seconds)
     if config.resume and config.overwrite:
         raise ValueError("resume=true with overwrite=true: the run to go on with would be cleared; give one of them")
     if not tree.checkpoint.every:
@@ -185,10 +198,15 @@ def _check_cluster(tree: DictConfig, config: SlurmLauncherConfig) -> None:
                 raise ValueError(f"{name}.options: {each!r} is no option of sbatch: it must begin with a dash")
 
 
-def _check_job(role: str, asked: JobConfig) -> None:
+def _check_job(role: str, asked: JobConfig, notice_seconds: int) -> None:
     if asked.cpus < 1:
         raise ValueError(f"jobs.{role}.cpus={asked.cpus}: must be at least 1")
     if asked.time and not TIME.fullmatch(asked.time):
         raise ValueError(f"jobs.{role}.time={asked.time}: must be as 30 (minutes), 4:00:00 or 2-00:00:00")
+    if asked.time and role == "learner" and seconds(asked.time) < 3 * notice_seconds:
+        raise ValueError(
+            f"jobs.learner.time={asked.time}: must be at least three times slurm.notice_seconds={notice_seconds}, or "
+            "little of it is left to train in"
+        )
     if asked.memory and not MEMORY.fullmatch(asked.memory):
         raise ValueError(f"jobs.{role}.memory={asked.memory}: must be as 64G")

@@ -54,7 +54,7 @@ def _line(name: str, job: Job | None, peer: dict[str, object] | None, said: str)
     if peer is not None:
         waiting = str(peer.get("waiting_for") or "")
         pieces += [f"version {peer.get('policy_version')}", f"waits for {printable(waiting)}" if waiting else "works"]
-    elif job.running:
+    elif job.running and name != "cold_start":
         pieces.append("not joined")
     elif said:
         pieces.append(printable(said))

@@ -13,8 +13,11 @@ from fake_slurm import ROOT, FakeSlurm, line, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.options import insert
 from deploy.slurm import launch, layout, queue, scaling, status, versions
+from deploy.slurm.config import seconds
 from deploy.slurm.layout import Run
+from deploy.slurm.options import tables
 from deploy.slurm.queue import Job, SlurmRefused
 from deploy.slurm.scripts import job_name
 
@@ -49,7 +52,7 @@ def run(slurm: FakeSlurm, options: list[str]) -> Run:
     ("override", "sentence"),
     [
         ("slurm.shared=false", r"run\.dir=.*: lies below /tmp, of which every node has its own; choose a directory on"),
-        ("slurm.partition=gpu,fast", "slurm.partition=gpu,fast: the cluster has no partition fast, but gpu, main"),
+        ("slurm.partition='gpu,fast'", "slurm.partition=gpu,fast: the cluster has no partition fast, but gpu, main"),
         ("jobs.actor.partition=h100", r"jobs\.actor\.partition=h100: the cluster has no partition h100, but gpu, main"),
         ("learner.nodes=0", "learner.nodes=0: must be at least 1"),
         ("learner.ranks=3", "learner.ranks=3: must be a multiple of learner.nodes=2, the same on every node"),
@@ -60,6 +63,7 @@ def run(slurm: FakeSlurm, options: list[str]) -> Run:
         ("slurm.notice_seconds=5", "slurm.notice_seconds=5: must be at least 60"),
         ("slurm.options=[exclusive]", "slurm.options: 'exclusive' is no option of sbatch: it must begin with a dash"),
         ("jobs.learner.time=soon", "jobs.learner.time=soon: must be as 30 .minutes., 4:00:00 or 2-00:00:00"),
+        ("jobs.learner.time=14", "jobs.learner.time=14: must be at least three times slurm.notice_seconds=300"),
         ("jobs.verifier.cpus=0", "jobs.verifier.cpus=0: must be at least 1"),
         ("broker=ipc:///tmp/x", "broker=ipc:///tmp/x: must be as tcp://node:5555"),
         ("run.name='two words'", "run.name=two words: becomes part of the jobs' names"),
@@ -103,6 +107,14 @@ def test_a_finished_run_is_not_written_over(slurm: FakeSlurm, run: Run, options:
         launch.up(tree(*options))
     launch.up(tree(*options, "overwrite=true"))
     assert not (run.directory / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("time", "meant"),
+    [("30", 1800), ("30:15", 1815), ("4:00:10", 14410), ("2-12", 216000), ("2-12:30", 217800), ("2-00:00:01", 172801)],
+)
+def test_time_limits_are_read_as_slurm_reads_them(time: str, meant: int) -> None:
+    assert seconds(time) == meant
 
 
 # ------------------------------------------------------------ submission
@@ -177,9 +189,7 @@ def test_indices_are_written_as_slurm_reads_them(indices: set[int]) -> None:
 def test_to_scale_up_is_to_submit_the_free_indices(slurm: FakeSlurm, run: Run) -> None:
     actor, learner = run.job_name("actor"), line("11", run.job_name("learner"))
     (run.slurm / "leaving" / "actor-1").touch()
-    slurm.queue(*(line(f"12_{index}", actor, index=str(index)) for index in (0, 3)), learner)
-    played = [learner]  # the fake says the same whoever is asked for: the learner comes first
-    slurm.queue(*played, *(line(f"12_{index}", actor, index=str(index)) for index in (0, 3)))
+    slurm.queue(learner, *(line(f"12_{index}", actor, index=str(index)) for index in (0, 3)))
     scaling.scale(run, "actor", 5)
     assert slurm.calls("sbatch")[-1] == f"--parsable --array=1-2,4 {run.slurm / 'actor.sbatch'}"
     assert not (run.slurm / "leaving" / "actor-1").exists()
@@ -315,6 +325,11 @@ def test_who_comes_before_the_broker_is_not_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**versions.here(), "protocol": "0"}))
     with pytest.raises(ValueError, match=r"actor-0 on .* has other versions than the run: protocol \S+ here, 0 at"):
         versions.compare(path, "actor-0")
+
+
+def test_the_option_tables_are_current_and_every_option_is_explained() -> None:
+    readme = (ROOT / "deploy" / "slurm" / "README.md").read_text()
+    assert readme == insert(readme, tables), "run `make options`"
 
 
 def test_a_jobs_name_says_role_and_run() -> None:

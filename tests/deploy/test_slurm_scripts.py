@@ -169,6 +169,7 @@ def test_an_actor_that_fails_goes_back_into_the_queue_as_often_as_was_said(
     make_run: MakeRun, slurm: FakeSlurm, begin: Callable[..., object]
 ) -> None:
     run = make_run("restarts=2")
+    (run.slurm / "learner.job").write_text("6")
     slurm.queue("the learner's job")
     slurm.roles(role="exit 9")
     codes = [ended(begin(run, "actor.sbatch"))[0] for _ in range(3)]
