@@ -41,7 +41,8 @@ def test_a_run_without_a_checkpoint_is_not_resumed(start: Start) -> None:
     run = start({}, "resume=true")
     code, _, errors = run.end()
     assert code == 1
-    assert errors.startswith(f"local: resume=true: {run.path} holds no whole checkpoint to go on from")
+    sentence = "holds neither a whole checkpoint nor a journal to go on from"
+    assert errors.startswith(f"local: resume=true: {run.path} {sentence}")
 
 
 @pytest.mark.parametrize("name", ["broker-0", "learner-0", "actor-0", "verifier-0"])
