@@ -79,6 +79,7 @@ report: setup  ## plots and report.html of a run (RUN=runs/quickstart)
 
 options: setup  ## write the README's option tables anew from the schemas
 	@$(BIN)/python -m deploy.options README.md
+	@$(BIN)/python -m deploy.slurm.options deploy/slurm/README.md
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

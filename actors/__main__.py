@@ -25,6 +25,7 @@ from actors.memory import keep_freed_blocks
 from actors.requests import EngineFailure
 from actors.weights.receiver import WeightReceiver
 from protocol import security
+from protocol.address import awaited
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
 from protocol.sockets import CLOSE_LINGER_MS, own_address
@@ -46,7 +47,7 @@ def main(tree: DictConfig) -> None:
         check(config)
         security.lock(config.security, config.broker, "actor")
         prepare(config.engine)
-        address = own_address(config.broker)
+        address = own_address(awaited(config.broker, config.actor.welcome_seconds))
         port = start_http_server(config.metrics_port, addr=address)[0].server_port
         link = Link(config.broker, _hello(config, address, port), welcome_seconds=config.actor.welcome_seconds)
     except (ValueError, OSError, ProtocolError) as error:

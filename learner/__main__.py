@@ -22,7 +22,7 @@ from learner.checkpoint.progress import Progress
 from learner.claim import claim
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
-from learner.link import Link
+from learner.link import WELCOME_SECONDS, Link
 from learner.loop import Learner, stop_reason
 from learner.optimizer import Optimizer
 from learner.policy import model
@@ -34,6 +34,7 @@ from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
 from learner.sinks import open_sinks
 from protocol import security
+from protocol.address import awaited
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 from protocol.sockets import own_address
@@ -98,7 +99,8 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
             ).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
-    address = own_address(config.broker)
+    broker = awaited(config.broker, WELCOME_SECONDS)
+    address = own_address(broker)
     port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
     metrics.show_disk(record.directory)
@@ -112,7 +114,7 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
     )
     with (
         open_sinks(config, restored.policy_version) as record.sinks,
-        Link(config.broker, _hello(address, port)) as link,
+        Link(broker, _hello(address, port)) as link,
         server(Store(settings.versions_kept), address) as weights,
         publisher(server=weights, announce=link.announce) as published,
     ):

@@ -72,7 +72,7 @@ class SinksConfig:
 class LearnerRoot:
     """All that `python -m learner` reads."""
 
-    broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
+    broker: str = option("tcp://127.0.0.1:5555", "address of the broker, or `file:` and the path of its broker.json")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     model: str = option(MISSING, "HF checkpoint directory to train from")
     run: RunConfig = field(default_factory=RunConfig)

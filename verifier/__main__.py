@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
 from protocol import security
+from protocol.address import awaited
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
 from protocol.sockets import own_address
@@ -43,7 +44,7 @@ def main(tree: DictConfig) -> None:
     try:
         check(config)
         security.lock(config.security, config.broker, "verifier")
-        address = own_address(config.broker)
+        address = own_address(awaited(config.broker, config.verifier.welcome_seconds))
         port = start_http_server(config.metrics_port, addr=address)[0].server_port
     except (ValueError, OSError) as error:
         sys.exit(f"verifier: {error}")

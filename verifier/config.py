@@ -43,7 +43,7 @@ class SandboxConfig:
 class VerifierRoot:
     """All that `python -m verifier` reads."""
 
-    broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
+    broker: str = option("tcp://127.0.0.1:5555", "address of the broker, or `file:` and the path of its broker.json")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
