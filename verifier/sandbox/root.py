@@ -3,6 +3,7 @@
 import os
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def build(readable: Collection[str]) -> None:
     kernel.make_root(_STAGE)
     kernel.lock_mounts("/", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
     kernel.mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,mode=1777")  # the zygote's own
+    tempfile.tempdir = FOLDER  # of this process and its children, wherever /tmp leads
     for descriptor in (*sources.values(), *devices.values()):
         os.close(descriptor)
 
