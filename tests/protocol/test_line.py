@@ -192,6 +192,7 @@ def test_what_was_not_acknowledged_is_said_again_in_order_and_then_what_stands(b
     broker.say(WhoAreYou())
     pump(line, broker, lambda message: isinstance(message, Hello))
     line.say_surely(failed(4))  # it is kept until there is a Welcome
+    line.say(LeaseRequest(capacity=6))  # and not overtaken meanwhile
     broker.say(welcome())
     heard = pump(line, broker, lambda message: isinstance(message, LeaseRequest))
     assert heard == [replace(failed(number), seq=number + 1) for number in (2, 3, 4)] + [LeaseRequest(capacity=7)]
