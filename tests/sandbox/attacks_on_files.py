@@ -40,7 +40,7 @@ def writes_its_own_memory():
 @attack("ENOENT")
 def points_the_core_pattern_at_a_program():
     """The kernel would run it as root on the host."""
-    return open("/proc/sys/kernel/core_pattern", "w").write("|/tmp/x")
+    return open("/proc/sys/kernel/core_pattern", "w").write("|/box/x")
 
 
 @attack("ENOENT")
@@ -72,8 +72,8 @@ def finds_the_verifiers_sources():
 @attack("got nothing")
 def finds_a_file_of_another_check():
     """A folder that checks shared would be a channel between them."""
-    mine = os.listdir("/tmp")
-    open("/tmp/left-behind", "w").write("for the next one")
+    mine = os.listdir(".")
+    open("left-behind", "w").write("for the next one")
     return mine
 
 
@@ -105,15 +105,15 @@ def makes_a_file_in_the_root():
 @attack("ENOENT")
 def reads_through_a_symbolic_link():
     """A link is resolved by the kernel: inside the same walls."""
-    os.symlink("/etc/passwd", "/tmp/link")
-    return open("/tmp/link").read()
+    os.symlink("/etc/passwd", "link")
+    return open("link").read()
 
 
 @attack("EXDEV|EPERM|EACCES")
 def writes_through_a_hard_link():
     """A name in its own folder for a file that is the host's."""
-    os.link(os.__file__, "/tmp/hard")
-    return open("/tmp/hard", "a").write("import evil")
+    os.link(os.__file__, "hard")
+    return open("hard", "a").write("import evil")
 
 
 @attack("got nothing")
@@ -125,15 +125,15 @@ def climbs_above_the_root():
         for _ in range(40):
             os.chdir("..")
         seen |= set(os.listdir("."))
-    return seen - {"tmp", "dev", "usr", "lib", "lib32", "lib64", "bin", "etc", sys.base_prefix.split("/")[1]}
+    return seen - {"box", "tmp", "dev", "usr", "lib", "lib32", "lib64", "bin", "etc", sys.base_prefix.split("/")[1]}
 
 
 @attack()
 def leaves_by_chroot():
     """The way out of a chroot: another chroot with a descriptor held."""
     held = os.open("/", os.O_RDONLY)
-    os.mkdir("/tmp/inner")
-    os.chroot("/tmp/inner")
+    os.mkdir("inner")
+    os.chroot("inner")
     os.fchdir(held)
     return "out"
 
@@ -147,14 +147,14 @@ def mounts_over_the_library():
 @attack()
 def mounts_the_process_file_system():
     """It would show processes, and a way to their memory."""
-    os.mkdir("/tmp/proc")
-    return system_call("mount", b"proc", b"/tmp/proc", b"proc", 0, None) == 0
+    os.mkdir("proc")
+    return system_call("mount", b"proc", b"proc", b"proc", 0, None) == 0
 
 
 @attack()
 def uncovers_what_is_mounted_over():
     """Below its folder lies the host's, if the mount can be taken away."""
-    return system_call("umount2", b"/tmp", 2) == 0
+    return system_call("umount2", b"/box", 2) == 0
 
 
 @attack()
@@ -178,7 +178,7 @@ def clones_a_mount_tree():
 @attack()
 def moves_the_root():
     """pivot_root(2)."""
-    return system_call("pivot_root", b"/tmp", b"/tmp") == 0
+    return system_call("pivot_root", b"/box", b"/box") == 0
 
 
 @attack()
@@ -191,7 +191,7 @@ def opens_a_file_by_its_number():
 @attack()
 def makes_a_device():
     """A name for the host's disk."""
-    os.mknod("/tmp/disk", 0o60666, os.makedev(254, 0))
+    os.mknod("disk", 0o60666, os.makedev(254, 0))
     return "made"
 
 
@@ -250,9 +250,9 @@ def makes_a_shared_memory_block():
 @attack("EPERM")
 def takes_over_a_file():
     """chown(2) in its own folder."""
-    open("/tmp/mine", "w").close()
-    os.chown("/tmp/mine", 0, 0)
-    return os.stat("/tmp/mine").st_uid == 0
+    open("mine", "w").close()
+    os.chown("mine", 0, 0)
+    return os.stat("mine").st_uid == 0
 
 
 @attack("EPERM")

@@ -225,9 +225,9 @@ def starts_another_interpreter():
 @attack("EPERM|EACCES|ENOENT|ENOEXEC")
 def starts_a_set_user_id_program():
     """One that it made itself."""
-    open("/tmp/mine", "w").write("#!/bin/sh\nid\n")
-    os.chmod("/tmp/mine", 0o6755)
-    return os.execv("/tmp/mine", ["mine"])
+    open("mine", "w").write("#!/bin/sh\nid\n")
+    os.chmod("mine", 0o6755)
+    return os.execv("mine", ["mine"])
 
 
 @attack()

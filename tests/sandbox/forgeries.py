@@ -157,7 +157,7 @@ FUNCTIONS = {
     "looks for the tests on disk": """
         import os
         def add(a, b):
-            for folder, _, files in os.walk("/tmp"):
+            for folder, _, files in os.walk("."):
                 for name in files:
                     if "check" in open(os.path.join(folder, name)).read(): return a + b
             return -1
@@ -209,7 +209,7 @@ PROGRAMS = {
     "says that the case passed": "print('[\"\"]')\nprint('passed')",
     "reads the expected output from a file": """
         import glob
-        for name in glob.glob('/tmp/*') + glob.glob('/*'):
+        for name in glob.glob('*') + glob.glob('/tmp/*') + glob.glob('/*'):
             try: print(open(name).read())
             except OSError: pass
     """,

@@ -3,6 +3,7 @@
 import os
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from verifier.sandbox.kernel import (
     MS_REC,
 )
 
-FOLDER = "/tmp"  # a check's own, and the only one that it can write to
+FOLDER = "/box"  # a check's own, and the only one that it can write to; /tmp leads there
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _STAGE = "/tmp"  # where the new root is put together; out of sight of all but this mount namespace
 _LINKS = ("/lib", "/lib32", "/lib64")  # that the loader's paths go through
@@ -54,6 +55,8 @@ def build(readable: Collection[str]) -> None:
     devices = {f"/dev/{name}": os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC) for name in _DEVICES}
     links = {path: os.readlink(path) for path in {*_LINKS, *map(_top, readable)} if os.path.islink(path)}
     kernel.mount("tmpfs", _STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    if not any(path.startswith("/tmp/") for path in sources):  # a checkout may lie there, which must not be hidden
+        links["/tmp"] = FOLDER
     for path, target in links.items():
         os.symlink(target, _STAGE + path)
     for path, source in {**sources, **devices}.items():
@@ -62,6 +65,7 @@ def build(readable: Collection[str]) -> None:
     kernel.make_root(_STAGE)
     kernel.lock_mounts("/", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
     kernel.mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,mode=1777")  # the zygote's own
+    tempfile.tempdir = FOLDER  # of this process and its children, wherever /tmp leads
     for descriptor in (*sources.values(), *devices.values()):
         os.close(descriptor)
 
