@@ -67,8 +67,8 @@ def find(address: str, seconds: float) -> Any:
 class Collective:
     """Group `number` of `store`, of which this process is `rank`; rank 0 sends. Made by all of its `world` at once.
 
-    It is made within `seconds`, and so is each broadcast. Raises `GroupBroken`, then and later. With NCCL both may never
-    return when a member dies while its communicator is made: run them as an `Attempt`.
+    It is made within `seconds`, and so is each broadcast. Raises `GroupBroken`, then and later. With NCCL both may
+    never return when a member dies while its communicator is made: run them as an `Attempt`.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Attempt(Generic[T]):
         self._thread.join(seconds)
 
     def result(self) -> T:
-        """What the call returned, once it is over. Raises what the call raised, and `GroupBroken` when it is overdue."""
+        """What the call returned, once it is over. Raises what it raised, and `GroupBroken` when it is overdue."""
         if self._thread.is_alive():
             raise GroupBroken(f"torch.distributed did not return within {self._deadline.seconds:.0f} s")
         if self._error is not None:

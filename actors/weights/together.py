@@ -152,7 +152,7 @@ class Together:
             self._collective = attempt.result()
         except GroupBroken as error:
             log.warning("%s: weights are fetched", error)
-            metrics.weight_broadcasts_failed.inc()
+            metrics.weight_versions_not_broadcast.inc()
             if holdings is not None:
                 self._wire.forget()
                 self._holdings = self._wire.aim(holdings.goal)

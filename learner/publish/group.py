@@ -4,11 +4,11 @@
     enlist ──► the last of `size`: they are the group from the next version on
     enlist ──► a member: waits until all have; then all are called, and one broadcast brings the version to all
 
-Nobody waits for long: a member that does not enlist within `WAIT_SECONDS` of the first, or a group that is not formed or
-a broadcast not done within `seconds`, dissolves the group; its members fetch that version like anybody else, and whoever
-enlists for a later one may form the next group. The more groups were dissolved in a row, the more versions pass before
-the next, so that a network on which none can work costs its time seldom. All methods are called by the weight server's
-thread, the broadcast runs in one of its own.
+Nobody waits for long: a member that does not enlist within `WAIT_SECONDS` of the first, or a group that is not formed
+or a broadcast not done within `seconds`, dissolves the group; its members fetch that version like anybody else, and
+whoever enlists for a later one may form the next group. The more groups were dissolved in a row, the more versions
+pass before the next, so that a network on which none can work costs its time seldom. All methods are called by the
+weight server's thread, the broadcast runs in one of its own.
 """
 
 import logging
