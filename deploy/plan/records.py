@@ -32,7 +32,7 @@ class Interval:
 
     steps: float  # of its engine
     tokens: float
-    seconds: float  # in those steps
+    seconds: float  # for which it had something to decode, all that it does between its steps included
 
 
 def read(directory: Path) -> Rates:
@@ -107,12 +107,9 @@ def base(directory: Path, rows: Sequence[Row]) -> Rates:
 
 
 def learner(rows: Sequence[Row], rollouts: int) -> LearnerRate:
-    """Its speed in the time in which it did not wait for a batch; `step_seconds` is what taking a batch costs."""
-    least = min(row["seconds"]["receive"] for row in rows)
+    """Its speed in the time in which it did not wait for a batch."""
     working = sum(row["seconds"]["total"] - row["seconds"]["receive"] for row in rows)
-    return LearnerRate(
-        tokens_per_second=sum(row["length_mean"] for row in rows) * rollouts / working, step_seconds=least
-    )
+    return LearnerRate(tokens_per_second=sum(row["length_mean"] for row in rows) * rollouts / working)
 
 
 def dropped_share(rows: Sequence[Row], groups_per_step: int, zero_variance: str) -> float:
