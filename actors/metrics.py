@@ -1,11 +1,19 @@
 """What an actor tells Prometheus."""
 
+from typing import get_args
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from actors.requests import Impossible
+from protocol.messages import FinishReason
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 generated_tokens = Counter("actor_generated_tokens_total", "Completion tokens sampled")
-rollouts = Counter("actor_rollouts_total", "Rollouts sent", ["finish_reason"])
+rollouts = Counter("actor_rollouts_total", "Rollouts sent: stop, length", ["finish_reason"])
+rollout_tokens = Histogram(
+    "actor_rollout_tokens", "Completion tokens of a rollout that was sent", buckets=[2**power for power in range(2, 18)]
+)
 mixed_version_rollouts = Counter(
     "actor_mixed_version_rollouts_total", "Rollouts sent that more than one version sampled"
 )
@@ -31,3 +39,9 @@ weight_versions_given_up = Counter("actor_weight_versions_given_up_total", "Vers
 leases_overdue = Counter("actor_leases_overdue_total", "Leases aborted at their deadline")
 leases_failed = Counter("actor_leases_failed_total", "Leases that no actor can fulfil", ["reason"])
 messages_rejected = Counter("actor_messages_rejected_total", "Messages that could not be taken")
+
+# A rise from nothing is no rise to Prometheus.
+for reason in get_args(FinishReason):
+    rollouts.labels(reason)
+for reason in get_args(Impossible):
+    leases_failed.labels(reason)

@@ -5,7 +5,7 @@ Array legend: T completion tokens of one request.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from protocol.messages import FinishReason, Logprobs, TensorSpec, TokenIds, Vers
 Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Tensors: TypeAlias = Iterable[tuple[TensorSpec, Bytes]]  # each with its [nbytes] uint8 view of the fetched version
 
+Impossible: TypeAlias = Literal["prompt_empty", "prompt_too_long", "prompt_not_tokenisable"]
+
 
 class ImpossiblePrompt(Exception):
     """No engine of this run can complete this prompt. `reason` is a short word for the counter."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Impossible, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

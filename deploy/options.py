@@ -4,6 +4,7 @@ The tables stand between two markers; the rest of the file is left alone. A test
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ def tables() -> str:
             sections.append((each.name, default))
         else:
             scalars.append(each)
-    parts = [_table("", [(each, _default(each)) for each in scalars], "The launcher")]
+    parts = [table("", [(each, _default(each)) for each in scalars], "The launcher")]
     for name, section in sorted(sections):
         rows = [(each, getattr(section, each.name)) for each in fields(section)]
-        parts.append(_table(f"{name}.", rows, f"`{name}` ({', '.join(readers(name))})"))
+        parts.append(table(f"{name}.", rows, f"`{name}` ({', '.join(readers(name))})"))
     return "\n".join(parts)
 
 
@@ -47,7 +48,8 @@ def _default(each: "Field[Any]") -> Any:
     return each.default
 
 
-def _table(prefix: str, rows: list[tuple["Field[Any]", Any]], title: str) -> str:
+def table(prefix: str, rows: list[tuple["Field[Any]", Any]], title: str) -> str:
+    """Rows of options, each with its default, under a title."""
     lines = [f"**{title}**", "", "| option | default | meaning |", "|---|---|---|"]
     lines += [
         f"| `{prefix}{each.name}` | {_shown(default)} | {_cell(each.metadata['doc'])} |" for each, default in rows
@@ -70,13 +72,13 @@ def _cell(text: str) -> str:
     return "`".join(pieces)
 
 
-def insert(text: str) -> str:
-    """`text` with the tables between its markers. Raises `ValueError` when it has no markers."""
+def insert(text: str, made: Callable[[], str] = tables) -> str:
+    """`text` with the tables that are `made` between its markers. Raises `ValueError` when it has no markers."""
     before, found, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not found or not end:
         raise ValueError(f"no line {BEGIN!r} followed by {END!r}")
-    return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{made()}\n{END}{after}"
 
 
 def main() -> None:

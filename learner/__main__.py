@@ -22,7 +22,7 @@ from learner.checkpoint.progress import Progress
 from learner.claim import claim
 from learner.config import LearnerRoot, check
 from learner.distributed import Ranks
-from learner.link import Link
+from learner.link import WELCOME_SECONDS, Link
 from learner.loop import Learner, stop_reason
 from learner.optimizer import Optimizer
 from learner.policy import model
@@ -32,7 +32,9 @@ from learner.publish.publisher import Publisher
 from learner.publish.server import WeightServer
 from learner.publish.store import Store
 from learner.record import Record, open_record, resume_record, versions
+from learner.sinks import open_sinks
 from protocol import security
+from protocol.address import awaited
 from protocol.errors import ProtocolError
 from protocol.messages import Hello, Message, RunSpec, Welcome
 from protocol.sockets import own_address
@@ -97,12 +99,23 @@ def run(config: LearnerRoot, ranks: Ranks) -> None:
             ).train()
         return
     signal.signal(signal.SIGTERM, _interrupt)  # until it trains
-    port = start_http_server(config.metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)[0].server_port
+    broker = awaited(config.broker, WELCOME_SECONDS)
+    address = own_address(broker)
+    port = start_http_server(config.metrics_port, addr=address, registry=metrics.REGISTRY)[0].server_port
     record = _record(config, restored)
-    server = partial(WeightServer, fanout=config.weights.fanout, shared_memory=config.weights.shared_memory)
+    metrics.show_disk(record.directory)
+    server = partial(
+        WeightServer,
+        fanout=config.weights.fanout,
+        shared_memory=config.weights.shared_memory,
+        group=config.weights.group,
+        group_seconds=config.weights.group_seconds,
+        device=ranks.device,
+    )
     with (
-        Link(config.broker, _hello(port)) as link,
-        server(Store(settings.versions_kept), own_address(config.broker)) as weights,
+        open_sinks(config, restored.policy_version) as record.sinks,
+        Link(broker, _hello(address, port)) as link,
+        server(Store(settings.versions_kept), address) as weights,
         publisher(server=weights, announce=link.announce) as published,
     ):
         run_spec = _run_spec(link.welcome, ranks)
@@ -152,13 +165,14 @@ def _record(config: LearnerRoot, restored: Progress) -> Record:
     return open_record(directory, samples)
 
 
-def _hello(port: int) -> Hello:
+def _hello(address: str, port: int) -> Hello:
     return Hello(
         role="learner",
         name="learner",
         host=socket.gethostname(),
         pid=os.getpid(),
         metrics_port=port,
+        metrics_host=address,
         versions=versions(),
         session=secrets.token_hex(8),
     )

@@ -56,10 +56,23 @@ class LearnerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SinksConfig:
+    """Where else the numbers of each step go; metrics.jsonl and Prometheus always have them."""
+
+    tensorboard: bool = option(
+        False, "also write TensorBoard's files into the run's `tensorboard` directory (extra `tensorboard`)"
+    )
+    wandb: str = option(
+        "off", "also tell Weights & Biases (extra `wandb`): `off`, `offline` (into the run's directory), or `online`"
+    )
+    wandb_project: str = option("offbeat", "project of Weights & Biases")
+
+
+@dataclass(kw_only=True, slots=True)
 class LearnerRoot:
     """All that `python -m learner` reads."""
 
-    broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
+    broker: str = option("tcp://127.0.0.1:5555", "address of the broker, or `file:` and the path of its broker.json")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     model: str = option(MISSING, "HF checkpoint directory to train from")
     run: RunConfig = field(default_factory=RunConfig)
@@ -68,6 +81,7 @@ class LearnerRoot:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sinks: SinksConfig = field(default_factory=SinksConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
@@ -79,6 +93,7 @@ def check(config: LearnerRoot) -> None:
     for key, value, allowed in (
         ("learner.device", learner.device, ("auto", "cpu", "cuda")),
         ("learner.publish_dtype", learner.publish_dtype, ("", "float32", "bfloat16", "float16")),
+        ("sinks.wandb", config.sinks.wandb, ("off", "offline", "online")),
     ):
         if value not in allowed:
             raise ValueError(f"{key}={value}: must be one of {', '.join(filter(None, allowed))}")

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+import torch.distributed as dist
+
 from learner import batch, exchange, metrics
 from learner.batch import MicroBatch, TrainingSequence
 from learner.checkpoint.checkpoints import Checkpoints
@@ -27,6 +30,7 @@ from learner.link import Link
 from learner.optimizer import Optimizer
 from learner.policy import reference
 from learner.policy.model import Policy, full_state
+from learner.policy.peak import peak_flops
 from learner.publish.publisher import Publisher
 from learner.record import Record, describe
 from learner.step import StepResult, reference_kl, train_step
@@ -217,6 +221,7 @@ class Learner:
             void_verdicts=stats.void_verdicts,
         )
         self.totals = totals
+        flop = sum(self.policy.cost.of(len(one.prompt_ids) + len(one.token_ids)) for one in credited.sequences)
         consumed_mean = totals.consumed_tokens / max(totals.consumed_rollouts, 1)
         generated_mean = totals.generated_tokens / max(totals.generated_rollouts, 1)
         return {
@@ -229,6 +234,8 @@ class Learner:
             "trained_tokens": totals.trained_tokens,
             "generated_tokens_per_second": (totals.generated_tokens - before.generated_tokens) / seconds,
             "trained_tokens_per_second": credited.tokens / seconds,
+            "trained_flop": flop,
+            "mfu": flop / (self.clock["train"] * self.peak_flops),
             "verdicts_per_second": (totals.verdicts - before.verdicts) / seconds,
             "length_bias": consumed_mean / generated_mean if generated_mean else None,
             "groups_trained": totals.groups_trained,
@@ -240,6 +247,11 @@ class Learner:
             "weights": self.publisher.row(),
             "seconds": {**self.clock, "total": seconds},
         }
+
+    @property
+    def peak_flops(self) -> float:
+        """FLOP a second of all ranks' devices at best."""
+        return dist.get_world_size() * peak_flops(self.ranks.device, getattr(torch, self.config.policy.param_dtype))
 
     def checkpoint(self, every: int) -> None:
         """Save a training checkpoint when this version is one of `every` (0: none is) and has none. Collective."""

@@ -1,15 +1,19 @@
 """What the learner tells Prometheus."""
 
+import math
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from learner.credit import Credited
 from learner.step import StepResult
 from protocol.messages import GroupBatch
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
 
 STEP_SECONDS = Histogram(
     "learner_step_seconds",
@@ -28,6 +32,8 @@ CHECKPOINT_SECONDS = Histogram(
 CHECKPOINT_WAITS = Counter(
     "learner_checkpoint_waits", "Times that training waited until a checkpoint was written", registry=REGISTRY
 )
+DISK = Gauge("learner_disk_bytes", "Size of the disk of the run's directory", registry=REGISTRY)
+DISK_FREE = Gauge("learner_disk_free_bytes", "Free on the disk of the run's directory", registry=REGISTRY)
 PUBLISH_STALL = Histogram(
     "learner_publish_stall_seconds",
     "Time for which training waits, a weight version: for the one before, and for the copy",
@@ -46,8 +52,13 @@ PUBLISH_SECONDS = Histogram(
 )
 WEIGHTS_SERVED = Counter(
     "learner_weights_served_bytes",
-    "Bytes of weight shards sent over the wire by encoding: full, delta",
+    "Bytes of weights sent over the wire by encoding: full, delta, group (one broadcast to all its members)",
     ["encoding"],
+    registry=REGISTRY,
+)
+GROUPS_DISSOLVED = Counter(
+    "learner_weight_groups_dissolved",
+    "Groups of actors that received weights by broadcast and lost a member or their time",
     registry=REGISTRY,
 )
 ACTOR_PAUSE = Histogram(
@@ -58,7 +69,7 @@ ACTOR_PAUSE = Histogram(
 )
 ACTOR_FETCH = Histogram(
     "learner_actor_fetch_seconds",
-    "Time from an actor's first request for a version to its last byte verified, by way: shared_memory, zmq, relay",
+    "Time from an actor's request for a version to its last byte verified, by way: shared_memory, zmq, relay, group",
     ["way"],
     buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
     registry=REGISTRY,
@@ -69,6 +80,7 @@ FINGERPRINT_MISMATCHES = Counter(
     registry=REGISTRY,
 )
 POLICY_VERSION = Gauge("learner_policy_version", "Optimizer steps behind the weights", registry=REGISTRY)
+TRAINED_FLOP = Counter("learner_trained_flop", "FLOP that training on the batches takes the model", registry=REGISTRY)
 TRAINED_TOKENS = Counter("learner_trained_tokens", "Completion tokens trained", registry=REGISTRY)
 GROUPS_TRAINED = Counter("learner_groups_trained", "Groups trained", registry=REGISTRY)
 GROUPS_FILTERED = Counter(
@@ -93,8 +105,33 @@ STALENESS = Histogram(
 )
 _STEP_GAUGES = {
     "reward_mean": Gauge("learner_reward_mean", "Mean reward of the last batch", registry=REGISTRY),
+    "reward_std": Gauge("learner_reward_std", "Standard deviation of the rewards of the last batch", registry=REGISTRY),
+    "accuracy": Gauge("learner_accuracy_ratio", "Share of the last batch that is right", registry=REGISTRY),
+    "majority_accuracy": Gauge(
+        "learner_majority_accuracy_ratio",
+        "Share of groups in which the answer of most rollouts is right",
+        registry=REGISTRY,
+    ),
     "length_mean": Gauge(
         "learner_completion_tokens_mean", "Mean completion length of the last batch", registry=REGISTRY
+    ),
+    "length_max": Gauge("learner_completion_tokens_max", "Longest completion of the last batch", registry=REGISTRY),
+    "length_correct_mean": Gauge(
+        "learner_right_completion_tokens_mean", "Mean length of the completions that are right", registry=REGISTRY
+    ),
+    "length_wrong_mean": Gauge(
+        "learner_wrong_completion_tokens_mean", "Mean length of the completions that are wrong", registry=REGISTRY
+    ),
+    "staleness_mean": Gauge(
+        "learner_staleness_steps_mean", "Mean staleness of the tokens of the last batch", registry=REGISTRY
+    ),
+    "staleness_max": Gauge(
+        "learner_staleness_steps_max", "Greatest staleness of a token of the last batch", registry=REGISTRY
+    ),
+    "mfu": Gauge(
+        "learner_mfu_ratio",
+        "FLOP of the last batch over what the devices could do in the time of its training phase",
+        registry=REGISTRY,
     ),
     "entropy": Gauge("learner_entropy_nats", "Mean entropy of the policy on the last batch", registry=REGISTRY),
     "loss": Gauge("learner_loss", "Policy loss of the last step", registry=REGISTRY),
@@ -139,6 +176,19 @@ _STEP_GAUGES = {
     ),
 }
 
+for _gauge in _STEP_GAUGES.values():
+    _gauge.set(math.nan)  # unknown before the first step, and nothing that an alert could take for too low
+
+# A rise from nothing is no rise to Prometheus.
+for _reason in ("not_finite", "no_signal"):
+    UPDATES_SKIPPED.labels(_reason)
+for _encoding in ("full", "delta"):
+    WEIGHTS_SERVED.labels(_encoding)
+
+_PARTS = Gauge("learner_reward_part_mean", "Mean of each part of the reward", ["part"], registry=REGISTRY)
+_REFLECTIVE = Gauge(
+    "learner_reflective_words_mean", "Reflective words a completion of the last batch", ["word"], registry=REGISTRY
+)
 _RATIO = Gauge(
     "learner_importance_weight_ratio", "Importance weights: min, p50, p99, max", ["quantile"], registry=REGISTRY
 )
@@ -162,11 +212,18 @@ _STALE_GAUGES = {
 }
 
 
+def show_disk(directory: Path) -> None:
+    """Tell of the disk on which `directory` lies, from now on."""
+    DISK.set_function(lambda: shutil.disk_usage(directory).total)
+    DISK_FREE.set_function(lambda: shutil.disk_usage(directory).free)
+
+
 def show(row: Mapping[str, Any], received: GroupBatch, credited: Credited, result: StepResult) -> None:
     """Count a step and set the gauges to its row of metrics.jsonl."""
     POLICY_VERSION.set(row["policy_version"])
     GROUPS_TRAINED.inc(len(received.groups) - sum(credited.groups_filtered.values()))
     TRAINED_TOKENS.inc(credited.tokens)
+    TRAINED_FLOP.inc(row["trained_flop"])
     ROLLOUTS_FILTERED.inc(credited.rollouts_filtered)
     GROUPS_FILTERED.labels("singleton", "").inc(credited.groups_filtered.get("singleton", 0))
     for length, groups in credited.zero_variance_by_prompt.items():
@@ -178,10 +235,11 @@ def show(row: Mapping[str, Any], received: GroupBatch, credited: Credited, resul
         for item in group.scored:
             STALENESS.observe(received.policy_version - item.rollout.version_spans[0].version)
     for name, gauge in _STEP_GAUGES.items():
-        if row[name] is not None:
-            gauge.set(row[name])
-    for name, value in (row["ratio"] or {}).items():
-        _RATIO.labels(name).set(value)
+        gauge.set(math.nan if row[name] is None else row[name])
+    for gauge, values in ((_PARTS, row["parts"]), (_REFLECTIVE, row["reflective_words"]), (_RATIO, row["ratio"])):
+        gauge.clear()
+        for name, value in (values or {}).items():
+            gauge.labels(name).set(value)
     for name, gauge in _STALE_GAUGES.items():
         gauge.clear()
         for bucket, figures in row["by_staleness"].items():

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from learner.reflection import reflective_words
+from learner.sinks import Sink
+from learner.votes import majority_right
 from protocol.messages import GroupBatch, ScoredRollout
 
 log = logging.getLogger("learner")
@@ -25,13 +28,16 @@ def describe(batch: GroupBatch) -> dict[str, Any]:
     scored = [item for group in batch.groups for item in group.scored]
     rewards = np.array([_reward(item) for item in scored])  # [R]
     lengths = np.array([len(item.rollout.token_ids) for item in scored])  # [R]
-    right = np.array([item.verdict.parts.get("accuracy", _reward(item)) > 0.999 for item in scored])  # [R]
+    right = np.array([_right(item) for item in scored])  # [R]
     token_lags = batch.policy_version - np.concatenate([item.rollout.token_versions for item in scored])  # [tokens]
     names = sorted({name for item in scored for name in item.verdict.parts})
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
         "parts": {name: _part_mean(scored, name) for name in names},
+        "accuracy": float(right.mean()),
+        "majority_accuracy": float(np.mean([majority_right(_answers(group.scored)) for group in batch.groups])),
+        "reflective_words": reflective_words([item.rollout.text for item in scored]),
         "length_mean": float(lengths.mean()),
         "length_max": int(lengths.max()),
         "length_correct_mean": float(lengths[right].mean()) if right.any() else None,
@@ -50,6 +56,15 @@ def _reward(item: ScoredRollout) -> float:
     return item.verdict.reward
 
 
+def _right(item: ScoredRollout) -> bool:
+    return item.verdict.parts.get("accuracy", _reward(item)) > 0.999
+
+
+def _answers(scored: tuple[ScoredRollout, ...]) -> list[tuple[str, bool]]:
+    """Text of each rollout, and whether it is right."""
+    return [(item.rollout.text, _right(item)) for item in scored]
+
+
 def _part_mean(scored: list[ScoredRollout], name: str) -> float:
     """Mean over the rollouts whose reward has this part: tasks of one run may have different rewards."""
     return float(np.mean([item.verdict.parts[name] for item in scored if name in item.verdict.parts]))
@@ -65,12 +80,15 @@ class Record:
 
     directory: Path
     samples_per_step: int
+    sinks: tuple[Sink, ...] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Append a step to metrics.jsonl."""
+        """Append a step to metrics.jsonl, and tell the sinks."""
         self.rows.append(row)
         _append(self.directory / "metrics.jsonl", [row])
+        for sink in self.sinks:
+            sink.step(row)
 
     def samples(self, step: int, batch: GroupBatch) -> None:
         """Append the first rollouts of a batch, one a group, to samples.jsonl."""
@@ -139,7 +157,7 @@ def resume_record(directory: Path, samples_per_step: int, policy_version: int) -
     (directory / "summary.json").unlink(missing_ok=True)
     if len(rows) != policy_version:
         log.warning("metrics.jsonl tells of %d of the %d steps so far; so will the summary", len(rows), policy_version)
-    return Record(directory, samples_per_step, rows)
+    return Record(directory, samples_per_step, rows=rows)
 
 
 def versions() -> dict[str, str]:

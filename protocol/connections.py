@@ -28,7 +28,8 @@ UNPROVEN = 4096  # connections at most that are not proven
 PROVE_SECONDS = 15.0  # time for a connection to prove itself
 UNPROVEN_BYTES = 256 * 2**20  # of all unproven connections together, that came and are in no message yet
 LOOK_SECONDS = 0.1  # between two looks at the unproven
-PROVEN_LOOK_SECONDS = 1.0  # between two looks at the others
+PROVEN_LOOK_SECONDS = 1.0  # between two looks at each of the others
+PROVEN_A_LOOK = 100  # of the others: to ask the kernel takes time
 LOOK_MESSAGES = 256  # after which there is a look although more messages wait
 
 HANDSHAKE_FAILED = (
@@ -70,6 +71,7 @@ class Connections:
         self._taken = 0  # messages since the last look
         self._due = Ticker(LOOK_SECONDS)
         self._proven_due = Ticker(PROVEN_LOOK_SECONDS)
+        self._to_judge: list[Connection] = []  # of the proven, in this round
         self.cut_off: Counter[str] = Counter()
         self.failed_handshakes = 0
         address = f"inproc://connections-{next(_numbers)}"
@@ -135,8 +137,7 @@ class Connections:
         if (nothing_left or self._taken > 4 * len(self._open)) and self._due.due():
             self._taken = 0
             self._judge_unproven()
-            if self._proven_due.due():
-                self._judge_proven()
+            self._judge_proven()
 
     def close(self) -> None:
         """Stop watching; the listener is closed by its owner."""
@@ -194,7 +195,11 @@ class Connections:
             self._end(connection, "bytes")
 
     def _judge_proven(self) -> None:
-        for connection in list(self._open.values()):
+        """Some of them at a time: thousands would hold up the listener."""
+        if not self._to_judge and self._proven_due.due():
+            self._to_judge = [connection for connection in self._open.values() if connection.proven]
+        some, self._to_judge = self._to_judge[:PROVEN_A_LOOK], self._to_judge[PROVEN_A_LOOK:]
+        for connection in some:
             if connection.proven and self._came_to_nothing(connection) > 2 * self._largest:
                 self._end(connection, "bytes")
 

@@ -4,7 +4,8 @@
                                                                              acknowledged, then what stands
 
 The broker may die and come back on the same address, or take this process for dead and hear of it again: both times it
-does not know the connection, says so, and the line joins anew under the same session. `say` is for what may be lost,
+does not know the connection, says so, and the line joins anew under the same session. It joins anew as well when a
+silent broker turns out to have moved, for those that find it by a file (`address`). `say` is for what may be lost,
 `say_surely` for what must arrive; what stands (capacity, an open request) is said again after every Welcome. Nothing
 here waits but `__init__`, for the first Welcome. A broker that is silent for `Welcome.return_seconds` is gone.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import singledispatchmethod
 
-from protocol import security
+from protocol import address, security
 from protocol.clock import Deadline, Ticker, now
 from protocol.errors import PeerSilent, ProtocolError, Refused
 from protocol.messages import Ack, Goodbye, Heartbeat, Hello, Message, Refusal, Sure, Welcome, WhoAreYou
@@ -34,7 +35,8 @@ def _nothing() -> tuple[()]:
 class Line:
     """Connection of one process to one broker. `over` is the broker's Goodbye once the run has ended well.
 
-    `standing` gives what is said after every Welcome, `holds` the leases that this process still works on.
+    `broker` is its address, or the file that says it. `standing` gives what is said after every Welcome, `holds` the
+    leases that this process still works on.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Line:
         standing: Callable[[], Iterable[Message]] = _nothing,
         holds: Callable[[], tuple[int, ...]] = _nothing,
     ) -> None:
-        self.broker = broker
-        self.dealer = Dealer(broker)
+        self._where = broker
+        self.broker = address.awaited(broker, welcome_seconds)
+        self.dealer = Dealer(self.broker)
         self.standing = standing
         self.holds = holds
         self.over: Goodbye | None = None
@@ -123,7 +126,7 @@ class Line:
             self._warned = True
             wait = self._lost.remaining
             log.warning("the broker at %s is silent: %.0f s more are left for it to come back", self.broker, wait)
-        if not self._joined and self._retry.due():
+        if (self._warned or not self._joined) and self._retry.due() and (self._follow() or not self._joined):
             self._greet()
         if self._heartbeat.due():
             self.say(status())
@@ -198,6 +201,20 @@ class Line:
 
     # ------------------------------------------------------------ joining
 
+    def _follow(self) -> bool:
+        """Turn to where the broker listens now, if a file says that it has moved; whether it has.
+
+        Nobody there knows this process yet: it joins anew, and then re-sends what was not acknowledged.
+        """
+        moved = address.current(self._where)
+        if not moved or moved == self.broker:
+            return False
+        log.info("the broker has moved from %s to %s: following it", self.broker, moved)
+        dealer = Dealer(moved)
+        self.dealer.socket.close(0)  # what nobody took is said again
+        self.dealer, self.broker, self._joined = dealer, moved, False
+        return True
+
     def _greet(self) -> None:
         self._retry.due()
         self.dealer.send(replace(self._hello, holds=self.holds()))
@@ -210,6 +227,7 @@ class Line:
         role, silence, taken = self._hello.role, Deadline(seconds), Deadline(TAKEN_SECONDS)
         asked = False
         while not silence.passed:
+            self._follow()
             try:
                 self._greet()
                 answer = self.dealer.receive(min(RETRY_SECONDS, silence.remaining))

@@ -18,7 +18,7 @@ import numpy as np
 from protocol.errors import MalformedMessage
 from protocol.fields import Array, Json, MaxLength, Range
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 Count: TypeAlias = Annotated[int, Range(0, 2**63 - 1)]
 Positive: TypeAlias = Annotated[int, Range(1, 2**31 - 1)]
@@ -237,6 +237,7 @@ class Hello:
     host: Name
     pid: Count
     metrics_port: Annotated[int, Range(0, 65535)]
+    metrics_host: Name = ""  # address on which that port listens; empty: `host`
     versions: dict[str, str]  # package → version
     session: Name  # of this process alone: one that comes back under its name is told from another that takes it
     holds: tuple[Count, ...] = ()  # said again after a break: the leases that an actor still works on
@@ -252,6 +253,7 @@ class WeightManifest:
     fingerprint: Fingerprint  # BLAKE2b-128 over tensor specs and shard checksums
     endpoint: Name  # zmq address of the learner's weight server
     local: Name = ""  # its name among the sockets of the learner's host (`protocol.segments`); empty: none
+    group: Count = 0  # actors that may receive it together, by one broadcast (`protocol.collective`); 0: none
     tensors: tuple[TensorSpec, ...]  # tied ones name the same bytes
     shards: tuple[ShardSpec, ...]
     deltas: tuple[DeltaSpec, ...] = ()  # a chain of versions that ends with this one, oldest first
@@ -516,6 +518,37 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Enlist:
+    """Actor → learner's weight server: I would receive this version with the group."""
+
+    kind: ClassVar[str] = "enlist"
+    version: Version
+    cuda: bool  # whether it could by NCCL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Called:
+    """Learner's weight server → actor: all are here; join group `group`, if you are not in it, and receive."""
+
+    kind: ClassVar[str] = "called"
+    version: Version
+    group: Count  # its number
+    rendezvous: Name  # host:port of its TCPStore
+    rank: Positive
+    world: Positive
+    backend: Literal["gloo", "nccl"]
+    seconds: Seconds  # after which everybody gives the group up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalledOff:
+    """Learner's weight server → actor: not by the group; fetch it."""
+
+    kind: ClassVar[str] = "called_off"
+    version: Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRequest:
     """Actor → weight server: send me this shard, or the delta that leads to it."""
 
@@ -562,7 +595,7 @@ class Loaded:
     kind: ClassVar[str] = "loaded"
     version: Version
     fingerprint: Fingerprint  # of what was loaded
-    way: Name  # by which it came: shared_memory, zmq, relay
+    way: Name  # by which it came: shared_memory, zmq, relay, group
     nbytes: Count  # that went over a wire for it
     fetch_seconds: Seconds  # from the first request to the last byte verified
     pause_seconds: Seconds  # for which no token was sampled
@@ -591,6 +624,9 @@ Message: TypeAlias = (
     | WeightManifest
     | SourceRequest
     | Source
+    | Enlist
+    | Called
+    | CalledOff
     | ShardRequest
     | Shard
     | ShardComing

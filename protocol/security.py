@@ -22,6 +22,7 @@ from zmq.auth import create_certificates, load_certificate
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from protocol.address import FILE
 from protocol.clock import Deadline
 from protocol.connections import HANDSHAKE_FAILED
 from protocol.options import option
@@ -54,7 +55,9 @@ def check_security(config: SecurityConfig) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether nobody outside this host can reach `address`."""
+    """Whether nobody outside this host can reach `address`; what a file will name may be anywhere."""
+    if address.startswith(FILE):
+        return False
     parts = urlsplit(address)
     if parts.scheme != "tcp":
         return True

@@ -241,10 +241,16 @@ def _decoded(peer: bytes, frames: Sequence[Frame]) -> Message | Rejected:
 
 
 def own_address(peer: str) -> str:
-    """The address of this host on the way to `peer` (tcp://host:port): where those on that way can reach it."""
+    """The address of this host on the way to `peer` (tcp://host:port): where those on that way can reach it.
+
+    Raises `ValueError` when there is none.
+    """
     target = urlsplit(peer)
     if not target.hostname or not target.port:
         raise ValueError(f"{peer}: give the address as tcp://host:port")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # no packet is sent: only the route is looked up
-        probe.connect((target.hostname, target.port))
+        try:
+            probe.connect((target.hostname, target.port))
+        except OSError as error:
+            raise ValueError(f"{peer}: this host knows no way there: {error}") from None
         return str(probe.getsockname()[0])

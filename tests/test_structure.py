@@ -17,6 +17,7 @@ PACKAGES = ("protocol", "learner", "actors", "verifier", "deploy")
 ROLES = {"learner", "actors", "verifier"}
 HEAVY = {"torch", "vllm", "transformers"}
 PROTOCOL_NEEDS = {"msgpack", "numpy", "xxhash", "zmq", "zstandard", "protocol"}
+TORCH_TOO = {"protocol/collective.py": {"torch"}}
 CONFIG_MODULES = {
     "actors.config",
     "learner.broker.config",
@@ -61,7 +62,14 @@ def test_the_rules_below_see_the_code() -> None:
 
 @pytest.mark.parametrize("path", of("protocol"), ids=named)
 def test_protocol_needs_the_standard_library_and_small_packages_only(path: Path) -> None:
-    assert tops(path) - set(sys.stdlib_module_names) <= PROTOCOL_NEEDS
+    allowed = PROTOCOL_NEEDS | TORCH_TOO.get(named(path), set())
+    assert tops(path) - set(sys.stdlib_module_names) <= allowed
+
+
+def test_only_those_who_have_torch_anyhow_need_what_needs_it() -> None:
+    torches = {name.removesuffix(".py").replace("/", ".") for name in TORCH_TOO}
+    users = {named(path) for path in MODULES if torches & set(imports(path))}
+    assert users == {"actors/weights/together.py", "learner/publish/group.py"}
 
 
 @pytest.mark.parametrize("role", sorted(ROLES))

@@ -15,13 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from prometheus_client import start_http_server
 
 from protocol import security
+from protocol.address import awaited
 from protocol.errors import ProtocolError
 from protocol.messages import Hello
+from protocol.sockets import own_address
+from verifier import metrics
 from verifier.config import VerifierRoot, check
 from verifier.pool import Pool, PoolBroken
+from verifier.sandbox.program import Limits
+from verifier.sandbox.run import SandboxError
+from verifier.sandbox.sandbox import Sandbox
+from verifier.sandbox.walls import WALLS, Walls
 from verifier.service import Service
 from verifier.starter import Zygote
 
+log = logging.getLogger("verifier")
 ConfigStore.instance().store(name="verifier_schema", node=VerifierRoot)
 
 
@@ -36,26 +44,59 @@ def main(tree: DictConfig) -> None:
     try:
         check(config)
         security.lock(config.security, config.broker, "verifier")
-        port = start_http_server(config.metrics_port, addr="127.0.0.1")[0].server_port
+        address = own_address(awaited(config.broker, config.verifier.welcome_seconds))
+        port = start_http_server(config.metrics_port, addr=address)[0].server_port
     except (ValueError, OSError) as error:
         sys.exit(f"verifier: {error}")
     verifier = config.verifier
-    pool = Pool(Zygote(verifier.memory_bytes), workers=verifier.workers, checks_per_worker=verifier.checks_per_worker)
+    sandbox = _sandbox(config)
+    strict = config.sandbox.require == "strict"
+    starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, strict=strict)
     try:
+        _say(sandbox.walls, starter.walls)
+        pool = Pool(starter, workers=verifier.workers, checks_per_worker=verifier.checks_per_worker, sandbox=sandbox)
         service = Service(
             config.broker,
             pool,
-            _hello(config, port),
+            _hello(config, address, port),
             capacity=verifier.workers * verifier.backlog,
             welcome_seconds=verifier.welcome_seconds,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: service.stop(f"got {signal.Signals(received).name}"))
         service.run()
-    except (ValueError, ProtocolError, PoolBroken) as error:
+    except (ValueError, ProtocolError, PoolBroken, SandboxError) as error:
         sys.exit(f"verifier: {error}")
     finally:
-        pool.close()
+        starter.close()
+        sandbox.close()
+
+
+def _sandbox(config: VerifierRoot) -> Sandbox:
+    """For model-written code: two programs a worker, as unit tests need, and two that are on their way out."""
+    wanted = config.sandbox
+    most = Limits(
+        cpu_seconds=wanted.seconds,
+        wall_seconds=wanted.seconds,
+        memory_bytes=wanted.memory_bytes,
+        disk_bytes=wanted.disk_bytes,
+        processes=wanted.processes,
+    )
+    return Sandbox(
+        slots=2 * config.verifier.workers + 2,
+        most=most,
+        readable=wanted.readable,
+        strict=wanted.require == "strict",
+    )
+
+
+def _say(programs: Walls, workers: Walls) -> None:
+    """What this host gives and what it does not, in the log and to Prometheus."""
+    for name, walls in (("model-written code", programs), ("workers", workers)):
+        level = logging.WARNING if walls.gap() else logging.INFO
+        log.log(level, "sandbox of %s: %s", name, walls.described())
+    for wall in WALLS:
+        metrics.sandbox_walls.labels(wall=wall).set(wall in programs and wall in workers)
 
 
 def _leave_at_once(received: int, frame: FrameType | None) -> None:
@@ -63,7 +104,7 @@ def _leave_at_once(received: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _hello(config: VerifierRoot, port: int) -> Hello:
+def _hello(config: VerifierRoot, address: str, port: int) -> Hello:
     host = socket.gethostname()
     return Hello(
         role="verifier",
@@ -71,6 +112,7 @@ def _hello(config: VerifierRoot, port: int) -> Hello:
         host=host,
         pid=os.getpid(),
         metrics_port=port,
+        metrics_host=address,
         versions={"python": platform.python_version()},
         session=secrets.token_hex(8),
     )

@@ -1,5 +1,6 @@
 """The verifier's options."""
 
+import os
 from dataclasses import dataclass, field
 
 from protocol.options import option
@@ -20,13 +21,32 @@ class VerifierConfig:
     checks_per_worker: int = option(10000, "checks after which a worker is replaced")
 
 
+REQUIREMENTS = ("strict", "best_effort")
+
+
+@dataclass(kw_only=True, slots=True)
+class SandboxConfig:
+    """The walls round workers and round model-written code; `verifier/README.md` says what they hold."""
+
+    require: str = option(
+        "strict",
+        "`strict`: no namespaces or no system-call filter, no service; `best_effort`: go on with what there is",
+    )
+    memory_bytes: int = option(2**30, "most memory that a task may give to model-written code")
+    disk_bytes: int = option(64 * 2**20, "most that it may write to files, which count as memory")
+    seconds: float = option(600.0, "longest time, of the CPU and of the clock, that a task may give it")
+    processes: int = option(64, "most processes and threads")
+    readable: list[str] = option([], "files and folders that it may read besides the interpreter and its libraries")
+
+
 @dataclass(kw_only=True, slots=True)
 class VerifierRoot:
     """All that `python -m verifier` reads."""
 
-    broker: str = option("tcp://127.0.0.1:5555", "address of the broker")
+    broker: str = option("tcp://127.0.0.1:5555", "address of the broker, or `file:` and the path of its broker.json")
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
@@ -41,3 +61,14 @@ def check(config: VerifierRoot) -> None:
         raise ValueError(f"verifier.memory_bytes={verifier.memory_bytes}: Python with sympy needs at least 256 MiB")
     if verifier.welcome_seconds <= 0:
         raise ValueError(f"verifier.welcome_seconds={verifier.welcome_seconds}: must be above 0")
+    sandbox = config.sandbox
+    if sandbox.require not in REQUIREMENTS:
+        raise ValueError(f"sandbox.require={sandbox.require}: must be one of {', '.join(REQUIREMENTS)}")
+    for name in ("disk_bytes", "seconds", "processes"):
+        if getattr(sandbox, name) <= 0:
+            raise ValueError(f"sandbox.{name}={getattr(sandbox, name)}: must be above 0")
+    if sandbox.memory_bytes < 64 * 2**20:
+        raise ValueError(f"sandbox.memory_bytes={sandbox.memory_bytes}: a Python interpreter needs at least 64 MiB")
+    for path in sandbox.readable:
+        if not os.path.isabs(path) or not os.path.exists(path):
+            raise ValueError(f"sandbox.readable: {path!r} must be the absolute path of something that exists")

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from verifier.sandbox.program import ENDED
+
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
 checks = Counter(
@@ -12,6 +14,20 @@ verdicts = Counter("verifier_verdicts_total", "Verdicts sent: reward, void", ["o
 workers_ended = Counter(
     "verifier_workers_killed_total", "Workers ended and replaced: timeout, memory, starved, lost, renewed", ["reason"]
 )
+sandbox_walls = Gauge("verifier_sandbox_wall", "Whether a wall of the sandbox stands on this host: 1 or 0", ["wall"])
+sandbox_runs = Counter(
+    "verifier_sandbox_runs_total",
+    "Programs run in the sandbox: exit, signal, cpu, wall, memory, output (or ended by the check for that), aborted",
+    ["ended"],
+)
 jobs_queued = Gauge("verifier_jobs_queued", "Jobs that no worker has begun")
 jobs_running = Gauge("verifier_jobs_running", "Jobs that a worker is at")
 messages_rejected = Counter("verifier_messages_rejected_total", "Messages that could not be taken")
+
+# A rise from nothing is no rise to Prometheus.
+for outcome in ("reward", "void"):
+    verdicts.labels(outcome=outcome)
+for ended in ENDED:
+    sandbox_runs.labels(ended=ended)
+for reason in ("timeout", "memory", "starved", "lost", "renewed"):
+    workers_ended.labels(reason=reason)

@@ -29,6 +29,8 @@ from verifier.channel import Channel, ChannelClosed
 from verifier.reports import BadReport, Checked, Ready, unpack
 from verifier.rewards import library_for
 from verifier.rewards.expression import BadExpression, Expression, parse
+from verifier.sandbox.run import SandboxError
+from verifier.sandbox.sandbox import Sandbox
 from verifier.starter import Starter
 
 log = logging.getLogger("verifier")
@@ -63,29 +65,36 @@ class _Slot:
 
     channel: Channel
     libraries: int  # how many had been loaded when the worker was started
+    sandbox: int  # which start of the sandbox its line leads to
     deadline: Deadline
     pid: int = 0  # 0 until it is ready
     cpu_seconds: float = 0.0  # that the worker had used when its last check ended
     jobs: int = 0
     case: _Case | None = None
 
-    def refill(self, channel: Channel, libraries: int) -> None:
+    def refill(self, channel: Channel, libraries: int, sandbox: int) -> None:
         """Another worker, about to start, takes the place."""
-        self.channel, self.libraries, self.deadline = channel, libraries, Deadline(START_SECONDS)
+        self.channel, self.libraries, self.sandbox = channel, libraries, sandbox
+        self.deadline = Deadline(START_SECONDS)
         self.pid, self.cpu_seconds, self.jobs, self.case = 0, 0.0, 0, None
 
 
 class Pool:
     """`workers` workers, each replaced after `checks_per_worker` jobs. `starter` says how one comes to be."""
 
-    def __init__(self, starter: Starter, *, workers: int, checks_per_worker: int) -> None:
+    def __init__(
+        self, starter: Starter, *, workers: int, checks_per_worker: int, sandbox: Sandbox | None = None
+    ) -> None:
         self._starter = starter
+        self._sandbox = sandbox
         self._checks_per_worker = checks_per_worker
         self._waiting: deque[_Case] = deque()
         self._ended: list[tuple[VerifyJob, Verdict]] = []
         self._libraries: set[str] = set()
         self._failed_starts = 0
-        self._slots = [_Slot(Channel(starter.start()), 0, Deadline(START_SECONDS)) for _ in range(workers)]
+        self._slots = [
+            _Slot(Channel(starter.start()), 0, self._sandbox_starts, Deadline(START_SECONDS)) for _ in range(workers)
+        ]
 
     @property
     def queued(self) -> int:
@@ -100,7 +109,8 @@ class Pool:
     def watched(self) -> list[tuple[int, bool]]:
         """Descriptors to sleep on, and whether each is also waited for to become writable."""
         channels = [(slot.channel.fileno(), slot.channel.unsent) for slot in self._slots]
-        return [(self._starter.fileno(), False), *channels]
+        own = [each.fileno() for each in (self._starter, self._sandbox) if each is not None]
+        return [*((descriptor, False) for descriptor in own), *channels]
 
     def add(self, job: VerifyJob) -> None:
         """Take a job."""
@@ -109,20 +119,37 @@ class Pool:
         except BadExpression as error:
             self._ended.append((job, Verdict(reward=None, parts={}, reason=str(error)[:4096], seconds=0.0)))
             return
-        libraries = {library_for(name, job.metadata) for name in expression.weights} - {""}
-        self._waiting.append(_Case(job, expression, libraries, deque(expression.weights)))
+        libraries = {library_for(name, job.metadata) for name in expression.names} - {""}
+        self._waiting.append(_Case(job, expression, libraries, deque(expression.names)))
 
     def turn(self) -> list[tuple[VerifyJob, Verdict]]:
         """Everything that can be done now; gives back the jobs that have ended. Raises `PoolBroken`."""
         for pid, status in self._starter.deaths():
             if (code := os.waitstatus_to_exitcode(status)) not in EXPECTED_ENDS:
                 log.warning("worker %d ended by itself, exit code %d", pid, code)
-        for slot in self._slots:
-            self._hear(slot)
-            self._end_overdue(slot)
-            self._occupy(slot)
+        try:
+            self._look_at_sandbox()
+            for slot in self._slots:
+                self._hear(slot)
+                self._end_overdue(slot)
+                self._occupy(slot)
+        except SandboxError as error:
+            raise PoolBroken(str(error)) from None
         ended, self._ended = self._ended, []
         return ended
+
+    @property
+    def _sandbox_starts(self) -> int:
+        return self._sandbox.starts if self._sandbox else 0
+
+    def _look_at_sandbox(self) -> None:
+        """Have it started again if it is gone, and count what it has run."""
+        if self._sandbox is None:
+            return
+        self._sandbox.turn()
+        for ended, count in self._sandbox.ended.items():
+            metrics.sandbox_runs.labels(ended=ended).inc(count)
+        self._sandbox.ended.clear()
 
     def close(self) -> None:
         """Kill all workers."""
@@ -214,17 +241,18 @@ class Pool:
         slot.channel.close()
         if slot.pid:
             self._starter.end(slot.pid)
-        slot.refill(Channel(self._starter.start()), len(self._libraries))
+        slot.refill(Channel(self._starter.start()), len(self._libraries), self._sandbox_starts)
 
     # ------------------------------------------------------------ work
 
     def _occupy(self, slot: _Slot) -> None:
-        """Give an idle worker the next job; or a successor, when it has done its share or lacks a library."""
+        """Give an idle worker the next job; or a successor, when it has done its share or lacks library or sandbox."""
         if not slot.pid or slot.case:
             return
         if self._waiting:
             self._load(self._waiting[0].libraries)
-        if slot.jobs >= self._checks_per_worker or slot.libraries < len(self._libraries):
+        outdated = slot.libraries < len(self._libraries) or slot.sandbox < self._sandbox_starts
+        if slot.jobs >= self._checks_per_worker or outdated:
             self._replace(slot, "renewed")
         elif self._waiting:
             case = slot.case = self._waiting.popleft()
@@ -232,7 +260,9 @@ class Pool:
             slot.deadline = Deadline(case.job.deadline_seconds)
             job = case.job
             try:
-                slot.channel.send([job.job_id, list(case.todo), job.text, job.reference, job.metadata])
+                slot.channel.send(
+                    [job.job_id, list(case.todo), job.text, job.reference, job.metadata, job.deadline_seconds]
+                )
             except ChannelClosed as error:
                 self._lost(slot, str(error))
 

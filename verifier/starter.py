@@ -3,22 +3,22 @@
 import logging
 import os
 import socket
-import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 import msgpack
 
+from verifier.sandbox.kept import SOURCE, Kept, Wanted
+from verifier.sandbox.program import MOST_PROGRAM_BYTES, Limits
+from verifier.sandbox.sandbox import Sandbox
+from verifier.sandbox.walls import Walls
+
 log = logging.getLogger("verifier")
 
-CLOSE_SECONDS = 2.0  # for the zygote to kill its workers and end
-ENVIRONMENT = {  # of the zygote; a worker has none
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",  # the same text gets the same verdict: sympy walks through sets
-    "PYTHONUTF8": "1",
-}
+LEAVING = 2  # workers that are on their way out while their successors start
+UNLIMITED_SECONDS = 1e9  # the pool watches the clock
 
 
 class Starter(Protocol):
@@ -44,48 +44,65 @@ class Starter(Protocol):
 
 
 class Zygote:
-    """Forks workers from a warm process (`verifier.zygote`), which is started anew should it die."""
+    """Forks workers from a warm, locked-in process (`verifier.zygote`), which is started anew should it die.
 
-    def __init__(self, memory_bytes: int) -> None:
-        self.memory_bytes = memory_bytes
-        self._libraries: list[str] = []
-        self._spawn()
+    `workers` is how many there are at most at the same time; each gets a line to `sandbox`, if there is one.
+    """
 
-    def _spawn(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "verifier.zygote"]
-        self._process = subprocess.Popen(
-            [*command, *map(str, (theirs.fileno(), os.getpid(), self.memory_bytes))],
-            pass_fds=[theirs.fileno()],
-            env=ENVIRONMENT,
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
+    def __init__(
+        self,
+        memory_bytes: int,
+        workers: int,
+        *,
+        sandbox: Sandbox | None = None,
+        without: Collection[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self._wanted = Wanted(
+            module="verifier.zygote",
+            slots=workers + LEAVING,
+            most=Limits(
+                cpu_seconds=UNLIMITED_SECONDS,
+                wall_seconds=UNLIMITED_SECONDS,
+                memory_bytes=memory_bytes,
+                disk_bytes=2 * MOST_PROGRAM_BYTES,
+                open_files=256,
+            ),
+            readable=_packages(),
+            without=without,
+            bare=False,
+            strict=strict,
         )
-        theirs.close()
-        for library in self._libraries:
-            self._send(["load", library])
+        self._sandbox = sandbox
+        self._libraries: list[str] = []
+        self._kept = Kept(self._wanted)
+
+    @property
+    def walls(self) -> Walls:
+        """What stands round workers; waits until it is known. Raises `SandboxError`."""
+        return self._kept.walls()
 
     def _send(self, command: list[str | int], *descriptors: int) -> bool:
         """False: there is no zygote to take the command."""
-        try:
-            socket.send_fds(self._control, [msgpack.packb(command)], descriptors)
-        except OSError:
-            return False
-        return True
+        return self._kept.send(msgpack.packb(command), *descriptors)
 
     def _respawn(self) -> None:
-        log.warning("the zygote ended (exit code %s); starting another", self._end_process())
-        self._spawn()
+        log.warning("the zygote ended (exit code %s); starting another", self._kept.close())
+        self._kept = Kept(self._wanted)
+        for library in self._libraries:
+            self._send(["load", library])
 
     def start(self) -> socket.socket:
         """See `Starter.start`. If not even a new zygote takes the command, the channel is at its end at once."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            if not self._send(["start"], theirs.fileno()):
-                self._respawn()
-                self._send(["start"], theirs.fileno())
+        line = self._sandbox.connect() if self._sandbox else None
+        descriptors = [theirs.fileno(), *([line.fileno()] if line else [])]
+        if not self._send(["start"], *descriptors):
+            self._respawn()
+            self._send(["start"], *descriptors)
+        theirs.close()
+        if line:
+            line.close()
         return ours
 
     def end(self, pid: int) -> None:
@@ -102,28 +119,26 @@ class Zygote:
     def deaths(self) -> list[tuple[int, int]]:
         """See `Starter.deaths`."""
         told = []
-        try:
-            while data := self._control.recv(4096, socket.MSG_DONTWAIT):
-                told.append(msgpack.unpackb(data))
-        except BlockingIOError:
-            return [(pid, status) for _, pid, status in told]
-        except OSError as error:
-            log.warning("the zygote cannot be heard: %s", error)
-        self._respawn()
-        return [(pid, status) for _, pid, status in told]
+        while (message := self._kept.receive()) is not None:
+            if not message:
+                self._respawn()
+                break
+            if message.startswith(b"["):
+                continue  # the walls, which nobody has waited for: they stand as those before
+            _, pid, status = msgpack.unpackb(message)
+            told.append((pid, status))
+        return told
 
     def fileno(self) -> int:
         """See `Starter.fileno`."""
-        return self._control.fileno()
+        return self._kept.fileno()
 
     def close(self) -> None:
         """See `Starter.close`."""
-        self._end_process()
+        self._kept.close()
 
-    def _end_process(self) -> int:
-        self._control.close()
-        try:
-            return self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+
+def _packages() -> list[str]:
+    """Where this process finds packages, and of this repository no more than what workers import."""
+    places = [path for path in sys.path if os.path.isdir(path) and Path(path).resolve() != SOURCE]
+    return [*places, str(SOURCE / "verifier"), str(SOURCE / "protocol")]

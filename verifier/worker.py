@@ -1,13 +1,11 @@
 """A worker: one process that applies rewards to hostile texts, one at a time, on its main thread.
 
 It waits for a job on its channel and for nothing else; the end of the channel ends it. It has no deadline of its own:
-the pool watches the clock and kills it.
+the pool watches the clock and kills it. It runs locked in (`sandbox.enclosure`); model-written code does not run here
+but in a sandbox of its own, to which the worker has a line.
 """
 
-import ctypes
 import os
-import resource
-import signal
 import socket
 import time
 from typing import Any, NoReturn
@@ -16,55 +14,25 @@ from verifier.channel import ChannelClosed, worker_receive, worker_send
 from verifier.reports import Checked, Outcome, Ready, pack
 from verifier.rewards import REWARDS
 from verifier.rewards.score import BadAnswer, BadTask, described
+from verifier.sandbox.access import access
+from verifier.sandbox.link import Link
+from verifier.sandbox.run import SandboxError
 
-PR_SET_PDEATHSIG = 1
 
+def work(channel: socket.socket, line: socket.socket | None, pid: int) -> NoReturn:
+    """Take jobs `[job_id, rewards, text, reference, metadata, seconds]` until the channel ends; report each reward.
 
-def confine(channel: socket.socket, memory_bytes: int, parent: int) -> None:
-    """Take away what a check does not need: session, terminal, environment, files, core dumps, address space.
-
-    The process dies with `parent`. The namespaces and the system-call filter of a sandbox belong here.
+    A void reward voids its job, so the ones after it are left out; so they are when memory ran out. `line` leads to a
+    sandbox; `pid` is this process's number outside.
     """
-    os.setsid()
-    die_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    os.environ.clear()
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    for name in os.listdir("/proc/self/fd"):
-        if (descriptor := int(name)) > 2 and descriptor != channel.fileno():
-            close_quietly(descriptor)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when `parent` ends, and end at once if it already has."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def close_quietly(descriptor: int) -> None:
-    """Close a descriptor that may be gone, as the one that listed the directory is."""
+    if line is not None:
+        access.grant(Link(line))
     try:
-        os.close(descriptor)
-    except OSError:
-        return
-
-
-def work(channel: socket.socket) -> NoReturn:
-    """Take jobs `[job_id, rewards, text, reference, metadata]` until the channel ends; report each reward by itself.
-
-    A void reward voids its job, so the ones after it are left out; so they are when memory ran out.
-    """
-    try:
-        worker_send(channel, pack(Ready(os.getpid(), time.process_time())))
+        worker_send(channel, pack(Ready(pid, time.process_time())))
         while True:
-            job_id, rewards, text, reference, metadata = worker_receive(channel)
+            job_id, rewards, text, reference, metadata, seconds = worker_receive(channel)
             for name in rewards:
+                access.allow(seconds)
                 report = _check(job_id, name, text, reference, metadata)
                 worker_send(channel, pack(report))
                 if report.outcome != "scored":
@@ -91,6 +59,8 @@ def judge(name: str, text: str, reference: str, metadata: dict[str, Any]) -> tup
         return 0.0, "scored", str(error)
     except BadTask as error:
         return None, "void", str(error)
+    except SandboxError as error:
+        return None, "void", f"sandbox: {error}"
     except MemoryError:
         return 0.0, "memory", "memory"
     except Exception as error:  # noqa: BLE001 a bug of this reward must not cost the others their worker; it is reported

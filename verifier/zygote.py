@@ -1,117 +1,119 @@
-"""A process that has loaded what checks need and forks a worker whenever it is told to: a new one within milliseconds.
+"""Inside the walls: has loaded what checks need and forks a locked-in worker whenever it is told to.
 
-It waits for commands on its control socket and for the death of its children. It reads no hostile text itself. When
-the service ends, and with it the control socket, the zygote kills its workers and ends; the kernel sees to it too.
+It waits for commands on its control socket and for the death of its children. It reads no hostile text itself. As
+process 1 of its pid namespace it takes all workers along when it ends; it ends when the service does, and with it the
+control socket.
 
-Commands: `start` (with the worker's end of a channel attached), `end <pid>`, `load <library>`.
-It answers nothing but `ended`, the pid of a worker and its wait status, once a worker is gone and reaped.
+Commands: `start` (with the worker's end of a channel attached and, after it, a line to a sandbox), `end <pid>`,
+`load <library>`. It answers nothing but `ended`, the pid of a worker and its wait status, once a worker is gone. Pids
+are the service's.
 """
 
-import gc
+import json
 import os
-import resource
-import selectors
+import select
 import signal
 import socket
-import sys
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 import msgpack
 
 from verifier.rewards import LIBRARIES
-from verifier.worker import confine, die_with, work
+from verifier.sandbox.enclosure import Enclosure, ready_to_fork
+from verifier.sandbox.program import Limits
+from verifier.worker import work
 
 MAX_COMMAND_BYTES = 4096
 
 
-def main(control_fd: int, service: int, memory_bytes: int) -> None:
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    pid: int
+    pidfd: int
+    host_pid: int
+    slot: int
+
+
+def main(enclosure: Enclosure, control: int, most: Limits) -> None:
     """Serve until the control socket ends."""
-    die_with(service)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    control = socket.socket(fileno=control_fd)
-    wake, woken = os.pipe()
-    for descriptor in (wake, woken):
-        os.set_blocking(descriptor, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(woken)
-    selector = selectors.DefaultSelector()
-    selector.register(control, selectors.EVENT_READ)
-    selector.register(wake, selectors.EVENT_READ)
-    children: set[int] = set()
-    while True:
-        selector.select()
-        _drain(wake)
-        _reap(control, children)
-        if not _obey(control, children, memory_bytes):
-            break
-    for child in tuple(children):
-        _kill(child)
-        os.waitpid(child, 0)
+    with socket.socket(fileno=control) as service:
+        service.send(json.dumps(["walls", enclosure.walls.missing]).encode())
+        _Zygote(enclosure, service, most).serve()
 
 
-def _obey(control: socket.socket, children: set[int], memory_bytes: int) -> bool:
-    """Carry out one command if there is one. False: the service is gone."""
-    try:
-        data, descriptors, _, _ = socket.recv_fds(control, MAX_COMMAND_BYTES, 1, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    if not data:
-        return False
-    match msgpack.unpackb(data):
-        case ["start"]:
-            children.add(_fork(descriptors[0], memory_bytes))
-        case ["end", int(child)]:
-            if child in children:
-                _kill(child)
-        case ["load", str(library)]:
-            LIBRARIES[library]()
-            gc.freeze()
-    return True
+@dataclass(slots=True)
+class _Zygote:
+    enclosure: Enclosure
+    service: socket.socket
+    limits: Limits
+    _workers: dict[int, _Worker] = field(default_factory=dict)  # by pidfd
+    _waiting: deque[list[int]] = field(default_factory=deque)  # descriptors of workers to be started
+    _free: list[int] = field(default_factory=list)  # slots
+    _poll: select.epoll = field(default_factory=select.epoll)
 
+    def serve(self) -> None:
+        self._free = list(range(len(self.enclosure.groups)))
+        self._poll.register(self.service.fileno(), select.EPOLLIN)
+        ready_to_fork()
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._workers:
+                    self._bury(self._workers[descriptor])
+                elif not self._obey():
+                    return
+            while self._waiting and self._free:
+                self._fork(self._waiting.popleft(), self._free.pop())
 
-def _fork(descriptor: int, memory_bytes: int) -> int:
-    zygote = os.getpid()
-    child = os.fork()
-    if child == 0:
-        signal.set_wakeup_fd(-1)
-        channel = socket.socket(fileno=descriptor)
-        confine(channel, memory_bytes, zygote)
-        work(channel)
-    os.close(descriptor)
-    return child
-
-
-def _reap(control: socket.socket, children: set[int]) -> None:
-    """Bury the dead, with whatever they left in their process group, and tell the service."""
-    while children and (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
-        _kill(dead.si_pid)
-        _, status = os.waitpid(dead.si_pid, 0)
-        children.discard(dead.si_pid)
+    def _obey(self) -> bool:
+        """Carry out one command. False: the service is gone."""
         try:
-            control.send(msgpack.packb(["ended", dead.si_pid, status]))
+            data, descriptors, _, _ = socket.recv_fds(self.service, MAX_COMMAND_BYTES, 2)
         except OSError:
-            return
+            return False
+        if not data:
+            return False
+        match msgpack.unpackb(data):
+            case ["start"]:
+                self._waiting.append(descriptors)
+            case ["end", int(pid)]:
+                for worker in self._workers.values():
+                    if worker.host_pid == pid:
+                        signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+            case ["load", str(library)]:
+                LIBRARIES[library]()
+                ready_to_fork()
+        return True
 
+    def _fork(self, descriptors: list[int], slot: int) -> None:
+        self.enclosure.groups[slot].limit(self.limits)
+        pid, pidfd = self.enclosure.fork()
+        if pid == 0:
+            self._be_worker(descriptors, slot)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._workers[pidfd] = _Worker(pid, pidfd, self.enclosure.host_pid(pidfd), slot)
+        self._poll.register(pidfd, select.EPOLLIN)
 
-def _kill(child: int) -> None:
-    """Kill a worker and its process group. Before it has a session of its own, only itself."""
-    for kill in (os.killpg, os.kill):
+    def _be_worker(self, descriptors: list[int], slot: int) -> NoReturn:
+        os.setsid()
+        pid = self.enclosure.own_host_pid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        self.enclosure.confine(slot, self.limits, "worker", {0, 1, 2, *descriptors})
+        channel, *line = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        work(channel, line[0] if line else None, pid)
+
+    def _bury(self, worker: _Worker) -> None:
+        self.enclosure.end_group(worker.pid)
+        _, status = os.waitpid(worker.pid, 0)
+        self._poll.unregister(worker.pidfd)
+        del self._workers[worker.pidfd]
+        os.close(worker.pidfd)
+        self._free.append(worker.slot)
         try:
-            kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def _drain(wake: int) -> None:
-    try:
-        while os.read(wake, 4096):
-            pass
-    except BlockingIOError:
-        return
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+            self.service.send(msgpack.packb(["ended", worker.host_pid, status]))
+        except OSError:
+            return  # gone: the next command says so

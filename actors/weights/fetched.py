@@ -32,7 +32,7 @@ class FetchedVersion:
 
     manifest: WeightManifest
     data: Bytes  # [N] uint8
-    way: str  # shared_memory, zmq, relay
+    way: str  # shared_memory, zmq, relay, group
     wire_bytes: int  # that came over a wire for it
     seconds: float  # from the first request to the last byte verified
 

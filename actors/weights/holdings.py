@@ -100,6 +100,21 @@ class Holdings:
             self.bytes_of(shard)[:] = arrived.data
             self.versions[shard], self.checksums[shard] = self.goal.version, spec.checksum
 
+    def received(self) -> list[int]:
+        """All of `data` was written anew, as it is for the goal; the shards that are damaged all the same."""
+        begin = 0
+        for shard, spec in enumerate(self.goal.shards):
+            found = checksum(self.data[begin : begin + spec.nbytes])
+            begin += spec.nbytes
+            self.checksums[shard] = found if found == spec.checksum else ""
+            self.versions[shard] = self.goal.version if found == spec.checksum else UNKNOWN
+        return self.missing
+
+    def lost(self) -> None:
+        """Nobody knows what was written into `data`."""
+        self.checksums = [""] * len(self.checksums)
+        self.versions = [UNKNOWN] * len(self.versions)
+
     def _apply(self, arrived: Shard) -> None:
         shard = arrived.shard
         view = self.bytes_of(shard)

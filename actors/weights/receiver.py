@@ -22,6 +22,7 @@ import zmq
 from actors import metrics
 from actors.weights.fetched import FetchedVersion, VersionLost, Way, WayLost, WeightsUnavailable
 from actors.weights.shared import SharedMemory
+from actors.weights.together import Together
 from actors.weights.wire import Wire
 from protocol.clock import Deadline
 from protocol.messages import Loaded, WeightManifest
@@ -252,7 +253,7 @@ class _Fetching(threading.Thread):
             except WayLost:
                 self._no_shared_memory = goal.local
         try:
-            return Wire(goal.endpoint)
+            return Together(goal.endpoint) if goal.group else Wire(goal.endpoint)
         except WayLost as error:
             raise WeightsUnavailable(f"version {goal.version}: {error}") from None
 

@@ -75,15 +75,23 @@ class Wire:
 
     def begin(self, manifest: WeightManifest) -> None:
         """Fetch what is missing for this version, and no other any more."""
+        self.fetch(self.aim(manifest), now())
+
+    def aim(self, manifest: WeightManifest) -> Holdings:
+        """Where this version will be; nothing is fetched yet."""
         if self._holdings is None or not self._holdings.aim(manifest):
             self._holdings = Holdings(manifest)
-        self._begun, self._wire_bytes = now(), 0
-        self._ahead = deque(self._holdings.missing)
+        return self._holdings
+
+    def fetch(self, holdings: Holdings, since: float) -> None:
+        """Fetch what `holdings` lack of their goal; the time that it takes counts from `since`."""
+        self._begun, self._wire_bytes = since, 0
+        self._ahead = deque(holdings.missing)
         self._asked.clear()
         self._of_learner.clear()
         self._damaged.clear()
         self._leave_parent()
-        self._relay.begin(self._holdings)
+        self._relay.begin(holdings)
         self._heard()
         self._ask_for_source()
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,6 +24,9 @@ from learner.config import LearnerRoot
 from learner.sft.config import SftRoot
 from protocol.options import option
 from verifier.config import VerifierRoot
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ROOTS: Mapping[str, type] = {
     "broker": BrokerRoot,
@@ -43,6 +46,8 @@ RENAMED = {  # (role, its section) → the section of this tree
     ("sft", "optimizer"): "sft_optimizer",
     ("sft", "policy"): "sft_policy",
 }
+Launcher = TypeVar("Launcher", bound="DataclassInstance")
+
 PLACEMENTS = ("auto", "none")
 VIEWS = ("auto", "rich", "plain", "none")
 LONGEST_PAUSE = 30.0  # seconds between the death of a process and its next start
@@ -83,19 +88,19 @@ class LauncherConfig:
     end_seconds: float = option(20.0, "time for every role to end by itself once the run is over")
 
 
-def _union() -> type[LauncherConfig]:
-    """`LauncherConfig` with every root field of every role that it does not decide itself."""
-    own = {each.name for each in fields(LauncherConfig)}
+def union(name: str, launcher: type[Launcher]) -> type[Launcher]:
+    """A class with the fields of `launcher` and every root field of every role that it does not decide itself."""
+    own = {each.name for each in fields(launcher)}
     added: dict[str, tuple[str, Any, Any]] = {}
     for role, root in ROOTS.items():
         for each in fields(root):
-            name = RENAMED.get((role, each.name), each.name)
-            if name in own:
+            section = RENAMED.get((role, each.name), each.name)
+            if section in own:
                 continue
-            if name in added and added[name][1] != each.type:
-                raise TypeError(f"{root.__name__}.{each.name} is {each.type}, another role has {added[name][1]}")
-            added.setdefault(name, (name, each.type, _copy(each)))
-    return make_dataclass("LocalRoot", added.values(), bases=(LauncherConfig,), kw_only=True, slots=True)
+            if section in added and added[section][1] != each.type:
+                raise TypeError(f"{root.__name__}.{each.name} is {each.type}, another role has {added[section][1]}")
+            added.setdefault(section, (section, each.type, _copy(each)))
+    return make_dataclass(name, added.values(), bases=(launcher,), kw_only=True, slots=True)
 
 
 def _copy(each: "Field[Any]") -> Any:
@@ -104,7 +109,7 @@ def _copy(each: "Field[Any]") -> Any:
     return field(default=each.default, metadata=each.metadata)
 
 
-LocalRoot = _union()
+LocalRoot = union("LocalRoot", LauncherConfig)
 
 
 def run_directory(tree: DictConfig) -> Path:
@@ -158,14 +163,24 @@ def check(tree: DictConfig, config: LauncherConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: must be more than 0 seconds")
     if config.resume and config.overwrite:
         raise ValueError("resume=true with overwrite=true: the run to go on with would be cleared; give one of them")
-    if config.cold_start and config.model:
-        raise ValueError(f"model={config.model} with cold_start=true: the cold start makes the model; give one of them")
-    if not config.cold_start and not config.model:
+    check_model(config.model, cold_start=config.cold_start)
+    check_roles(tree, cold_start=config.cold_start)
+
+
+def check_model(model: str, *, cold_start: bool) -> None:
+    """Refuse a run without a model to begin with, or with two. Raises `ValueError`."""
+    if cold_start and model:
+        raise ValueError(f"model={model} with cold_start=true: the cold start makes the model; give one of them")
+    if not cold_start and not model:
         raise ValueError("no model to train: give model=<HF checkpoint directory>, or cold_start=true to make one")
-    if config.model and not (Path(config.model) / "config.json").is_file():
-        raise ValueError(f"model={config.model}: must be a directory with an HF checkpoint, but has no config.json")
+    if model and not (Path(model) / "config.json").is_file():
+        raise ValueError(f"model={model}: must be a directory with an HF checkpoint, but has no config.json")
+
+
+def check_roles(tree: DictConfig, *, cold_start: bool) -> None:
+    """Refuse what any role would refuse of its part of the tree. Raises `ValueError`."""
     for role, refuse in CHECKS.items():
-        if role == "sft" and not config.cold_start:
+        if role == "sft" and not cold_start:
             continue
         part = OmegaConf.merge(OmegaConf.structured(ROOTS[role]), projection(tree, role))
         try:

@@ -26,9 +26,13 @@ WRITTEN = (  # all that a run leaves; nothing else in the directory is ever remo
     "keys",
     "logs",
     "plots",
+    "tensorboard",
+    "wandb",
+    "wandb.json",
     "checkpoint",
     "checkpoints",
     "cold_start",
+    "slurm",
 )
 SIGNS_OF_A_RUN = ("summary.json", "metrics.jsonl", "checkpoints")
 WHOLE_CHECKPOINTS = "checkpoints/step_*/progress.json"  # the file that is written last; the learner reads the rest
@@ -143,12 +147,12 @@ def lock_doors(tree: DictConfig) -> None:
     security.key_directory = str(directory)
 
 
-def write_launch(tree: DictConfig) -> None:
+def write_launch(tree: DictConfig, launcher: str = "local") -> None:
     """Write `run_local.yaml`, the whole tree resolved, from which the launcher can be started again."""
     plain = OmegaConf.to_container(tree, resolve=True)
     directory = config_directory(tree)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "run_local.yaml").write_text(_text(["local_schema", "hydra_quiet", "_self_"], plain))
+    (directory / f"run_{launcher}.yaml").write_text(_text([f"{launcher}_schema", "hydra_quiet", "_self_"], plain))
 
 
 def _text(defaults: list[str], content: Any) -> str:

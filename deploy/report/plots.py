@@ -205,6 +205,31 @@ def left_out(records: Records) -> Figure:
     return figure
 
 
+def agreement(records: Records) -> Figure:
+    """Right answers one by one, and by the vote of each group."""
+    figure, axes = _figure("Right answers", "share of the batch")
+    _curves(axes, records, {"a completion": ("accuracy",), "the vote of a group": ("majority_accuracy",)})
+    axes.set_ylim(0, 1.05)
+    return figure
+
+
+def reflection(records: Records) -> Figure:
+    """Words by which completions turn back on themselves."""
+    figure, axes = _figure("Reflective words", "a completion")
+    words = sorted({word for row in records.rows for word, mean in (row.get("reflective_words") or {}).items() if mean})
+    _curves(axes, records, {word: ("reflective_words", word) for word in words})
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def utilisation(records: Records) -> Figure:
+    """How much of the learner's devices the model's FLOP take while it trains."""
+    figure, axes = _figure("Model FLOP utilisation of the training phase", "share of the peak")
+    _curves(axes, records, {"MFU": ("mfu",)})
+    axes.set_ylim(bottom=0)
+    return figure
+
+
 def seconds(records: Records) -> Figure:
     """Where the learner's time goes."""
     figure, axes = _figure("The learner's step", "seconds")
@@ -228,6 +253,9 @@ PLOTS: Mapping[str, Callable[[Records], Figure]] = {
     "gradient": gradient,
     "clipping": clipping,
     "left_out": left_out,
+    "agreement": agreement,
+    "reflection": reflection,
+    "utilisation": utilisation,
     "seconds": seconds,
 }
 

@@ -55,7 +55,8 @@ def read(directory: Path) -> Records:
     samples = directory / "samples.jsonl"
     restarted = directory / restarts.FILE
     summary = directory / "summary.json"
-    config = directory / "config" / "run_local.yaml"
+    configs = [directory / "config" / f"run_{launcher}.yaml" for launcher in ("local", "slurm")]
+    config = next((path for path in configs if path.is_file()), configs[0])
     return Records(
         directory=directory,
         rows=rows,

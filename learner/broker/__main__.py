@@ -55,6 +55,10 @@ def main(tree: DictConfig) -> None:
         signal.signal(
             number, lambda received, _: broker.end(f"broker got {signal.Signals(received).name}", finished=False)
         )
+    if config.journal.on_sigterm == "rest":
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # as kill -9, after which the journal knows all that anybody heard
     log.info("listening on %s, status at %s/status", router.address, http.address)
     _spare_the_collector()
     try:

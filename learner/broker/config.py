@@ -11,6 +11,7 @@ from protocol.security import SecurityConfig, check_security
 
 ZERO_VARIANCE = ("keep", "resample")
 SYNC = ("normal", "full")
+ON_SIGTERM = ("end", "rest")
 JOURNAL = "journal.sqlite"
 STRAGGLER = ("wait", "drop", "train")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM samples at as they are
@@ -95,6 +96,11 @@ class JournalConfig:
     sync: str = option(
         "normal", "`normal`: kill -9 loses nothing; `full`: a power failure neither, for an fsync a turn of the broker"
     )
+    on_sigterm: str = option(
+        "end",
+        "`end`: SIGTERM ends the run for everybody; `rest`: it ends the broker alone, in silence, which goes on from "
+        "its journal where a batch system starts it again",
+    )
     full_seconds: float = option(240.0, "time for somebody to make room when its disk is full, before the run ends")
 
 
@@ -134,8 +140,9 @@ def check(config: BrokerRoot) -> None:
     _check_stream(config.stream)
     _check_sampling(config.sampling)
     check_security(config.security)
-    if config.journal.sync not in SYNC:
-        raise ValueError(f"journal.sync={config.journal.sync}: must be one of {', '.join(SYNC)}")
+    for name, allowed in (("sync", SYNC), ("on_sigterm", ON_SIGTERM)):
+        if getattr(config.journal, name) not in allowed:
+            raise ValueError(f"journal.{name}={getattr(config.journal, name)}: must be one of {', '.join(allowed)}")
     if not config.journal.full_seconds >= 0:
         raise ValueError(f"journal.full_seconds={config.journal.full_seconds}: must not be below 0")
 

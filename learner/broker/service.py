@@ -9,6 +9,7 @@ What unblocks whom is `Stream.waiting_for`.
 import heapq
 import json
 import logging
+import socket
 from collections import deque
 from functools import singledispatchmethod
 
@@ -16,14 +17,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
+from learner.broker.cursor import Tasks
 from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
 from learner.broker.metrics import BrokerCollector, registry
+from learner.broker.quiet import LAST_WORD
 from learner.broker.rates import Bucket, Strangers, weight
 from learner.broker.retirement import Retirement
 from learner.broker.sizes import largest
-from learner.broker.stream import InvalidEvent, Stream, Tasks
+from learner.broker.stream import InvalidEvent, Stream
 from protocol.clock import Deadline, Ticker, now, pause
 from protocol.messages import (
     Ack,
@@ -63,6 +66,7 @@ RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
+EVERY_ADDRESS = ("0.0.0.0", "[::]")  # of a host, at which none of them can be reached from another
 TOLD_A_TURN = 100  # actors that hear of new weights before the broker listens again
 MANY_MESSAGES = 8  # at once: others are on their way
 GATHER_SECONDS = 0.005  # for which a turn waits for them
@@ -166,7 +170,8 @@ class Broker:
             self._write()
         self.router.send_all((peer.identity, self.over) for peer in self.members)
         self._tell_the_late(self.over)
-        log.info("run over: %s; groups dropped: %s", self.over.reason, dict(self.stream.dropped) or "none")
+        dropped = dict(self.stream.dropped) or "none"
+        log.info("run over: %s; groups dropped: %s", self.over.reason, dropped, extra={LAST_WORD: True})
         return self.over
 
     def _tell_the_late(self, over: Goodbye) -> None:
@@ -200,19 +205,20 @@ class Broker:
                 if not self._unwritten:
                     log.error("the journal cannot be written: %s; trying again for %.0f s", error, patience.seconds)
                 self._unwritten = f"room for the journal ({error})"
+                self.collector.unwritten_seconds = max(patience.seconds - patience.remaining, RETRY_SECONDS)
                 self._publish_status()
                 pause(RETRY_SECONDS)
                 continue
             if self._unwritten:
                 log.info("the journal can be written again")
-            self._unwritten = ""
+            self._unwritten, self.collector.unwritten_seconds = "", 0.0
             return
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         for identity in self.router.send_all(outgoing):
             if peer := self.members.get(identity):
-                self._lose(peer, "does not read what it is sent")
+                self._lose(peer, "deaf", "does not read what it is sent")
 
     def end(self, reason: str, *, finished: bool) -> None:
         """The run ends after this turn."""
@@ -252,7 +258,7 @@ class Broker:
         peer, moment, size = self.members.get(letter.peer), now(), letter.size
         self.collector.messages += 1
         if peer and letter.role not in ("", peer.hello.role):
-            self._lose(peer, f"is not the one that speaks for it with the key of the {letter.role}")
+            self._lose(peer, "wrong_key", f"is not the one that speaks for it with the key of the {letter.role}")
             peer = None
         bucket = peer.bucket if peer else self._strangers.bucket(letter.peer)
         most = self._largest[peer.hello.role if peer else ""]
@@ -297,6 +303,8 @@ class Broker:
         if (here := self.members.get(identity)) and here.hello.session != hello.session:
             raise InvalidEvent("session", f"of another process; this connection is that of {here.name}")
         if (before := self.members.before(hello)) is not None:
+            if (before.hello.role, before.name) != (hello.role, hello.name):
+                raise InvalidEvent("session", f"is that of {before.name}, whose role is {before.hello.role}")
             if before.identity == identity:
                 return  # said again while the Welcome is on its way: capacity and credit stay
             self.members.leave(before.identity)  # the same process, on another connection
@@ -306,7 +314,7 @@ class Broker:
             if silent < TAKEN_HEARTBEATS * stream.heartbeat_seconds:
                 self._refuse(identity, "name", _taken(hello, holder), fatal=False)
                 return
-            self._lose(holder, f"was silent for {silent:.1f} s and another process takes its place")
+            self._lose(holder, "replaced", f"was silent for {silent:.1f} s and another process takes its place")
         elif len(self.members) >= stream.peers:
             self._refuse(identity, "peers", f"{stream.peers} are here; stream.peers allows more", fatal=False)
             return
@@ -417,7 +425,7 @@ class Broker:
         if peer.hello.role == "learner" and message.finished:
             self.end(message.reason, finished=True)  # and stays to hear it, like all the others
         else:
-            self._lose(peer, f"left: {message.reason}")
+            self._lose(peer, "left", f"left: {message.reason}")
 
     def _refuse(self, identity: bytes, field: str, problem: str, *, fatal: bool) -> None:
         self.collector.rejected_messages += 1
@@ -428,7 +436,7 @@ class Broker:
         if fatal:
             self.router.connections.cut(identity, "refused", after=TOLD_SECONDS)
         if peer and fatal:
-            self._lose(peer, "was refused")
+            self._lose(peer, "refused", "was refused")
 
     # ------------------------------------------------------------ deadlines
 
@@ -448,12 +456,13 @@ class Broker:
             if late := self.members.named(lease.actor):
                 late.overdue = True
         for peer in self.members.silent(moment, stream.silence_seconds):
-            self._lose(peer, f"was silent for {stream.silence_seconds:.0f} s")
+            self._lose(peer, "silent", f"was silent for {stream.silence_seconds:.0f} s")
         for peer in self.members.of("verifier"):
             self._look_after_verifier(peer, moment)
         if self._absent.passed:
             for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
+                self.collector.lost["actor", "silent"] += 1
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
         self._look_after_learner()
 
@@ -485,7 +494,9 @@ class Broker:
             self._refuse(learner.identity, "consumed", problem, fatal=True)
             self._consumed_by.renew()
 
-    def _lose(self, peer: Peer, why: str) -> None:
+    def _lose(self, peer: Peer, reason: str, why: str) -> None:
+        """A peer is gone: for a `reason` that is counted, which `why` tells in words."""
+        self.collector.lost[peer.hello.role, reason] += 1
         self.members.leave(peer.identity)
         self.router.connections.doubt(peer.identity)
         leases = self.stream.actor_lost(peer.name)
@@ -618,13 +629,14 @@ class Broker:
 
     def _targets(self) -> list[dict[str, object]]:
         """Prometheus HTTP service discovery: every live process, this one included."""
+        host, _, port = self.http.address.removeprefix("http://").rpartition(":")
         own: dict[str, object] = {
-            "targets": [self.http.address.removeprefix("http://")],
+            "targets": [f"{socket.gethostname() if host in EVERY_ADDRESS else host}:{port}"],
             "labels": _labels("broker", "broker", self.spec),
         }
         others: list[dict[str, object]] = [
             {
-                "targets": [f"{peer.hello.host}:{peer.hello.metrics_port}"],
+                "targets": [f"{peer.hello.metrics_host or peer.hello.host}:{peer.hello.metrics_port}"],
                 "labels": _labels(peer.hello.role, peer.name, self.spec),
             }
             for peer in self.members

@@ -13,15 +13,15 @@ checkpoint gets the same batches again, version by version (`restore`). Nothing 
 
 import bisect
 import heapq
-import itertools
+import re
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from learner.broker.admission import in_time, limit
 from learner.broker.changes import Changes, Saved, SavedLease, State
 from learner.broker.config import StreamConfig
+from learner.broker.cursor import Cursor, Tasks
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
 from learner.broker.retirement import Retirement
 from learner.group_ranges import count, holds
@@ -32,12 +32,12 @@ from protocol.messages import (
     RolloutDone,
     RolloutGroup,
     StreamStats,
-    Task,
     VerifyDone,
     VerifyJob,
 )
 
 SKIPPED = 2**20  # more leases and jobs than the turns give away that a power failure may take from a journal
+NAME = re.compile(r"[A-Za-z_]\w*")  # of a reward, in an expression
 COUNTED = ("generated_tokens", "rollouts", "verdicts", "void_verdicts")
 
 
@@ -48,20 +48,6 @@ class InvalidEvent(Exception):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
-
-
-class Tasks(Protocol):
-    """A deterministic stream of tasks by index."""
-
-    @property
-    def epoch_size(self) -> int:
-        """Indexes after which the same tasks come again, in whatever order; 0: they never do."""
-
-    def task_id(self, index: int) -> str | None:
-        """The id of the task at `index`, or None past the end; in no time, even where the task takes some to make."""
-
-    def task(self, index: int) -> Task | None:
-        """The task at `index`, or None past the end."""
 
 
 @dataclass(slots=True)
@@ -90,10 +76,10 @@ class Stream:
     """All groups between the task source and the learner. `actor` and `verifier` are peer names."""
 
     def __init__(self, tasks: Tasks, config: StreamConfig, seed: int, retirement: Retirement | None = None) -> None:
-        self.tasks = tasks
         self.config = config
         self.seed = seed
         self.retirement = retirement or Retirement()
+        self.cursor = Cursor(tasks, self.retirement)
         self.changes = Changes()
         self.version = 0  # the learner's
         self.furthest = 0  # the highest that it has reached
@@ -106,7 +92,6 @@ class Stream:
         self.batches: dict[
             int, tuple[int, ...]
         ] = {}  # version → its groups: handed out, or trained and in no checkpoint
-        self.exhausted = ""  # why no further task will be leased, in words; empty while one may be
         self.granted = 0  # groups leased since the start and not dropped
         self.consumed_groups = 0
         self.dropped: Counter[str] = Counter()
@@ -114,8 +99,6 @@ class Stream:
         self.resampled = 0  # groups dropped as zero_variance since a batch was last consumed
         self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates,
         # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks), late_groups (`straggler=train`)
-        self._next_task = 0
-        self._spent: deque[GroupRange] = deque()  # groups ahead of `_next_task` that were consumed before a restart
         self._next_lease = 0
         self._next_job = 0
         self._remade = -1  # versions up to it may be published with other weights: the learner makes them anew
@@ -153,7 +136,7 @@ class Stream:
         if not self._begun and policy_version:
             self.version = self.furthest = self.retained_from = policy_version
             self.granted = self.consumed_groups = groups
-            self._spent = deque(consumed)
+            self.cursor.spent = deque(consumed)
             if counted:
                 self.dropped.update(counted.groups_dropped)
                 self.counts.update({name: getattr(counted, name) for name in COUNTED})
@@ -174,7 +157,7 @@ class Stream:
 
     @property
     def _begun(self) -> bool:
-        return bool(self._next_task or self.version or self._spent)
+        return bool(self.cursor.next_index or self.version or self.cursor.spent)
 
     def restore(self, saved: Saved, now: float, policy_version: int | None = None) -> None:
         """Be what a journal holds; at `policy_version`, if the learner went back to an older checkpoint.
@@ -189,10 +172,11 @@ class Stream:
         self.retains, self.retained_from = state.retains, state.retained_from
         self.granted = state.granted
         self.consumed_groups = state.consumed_groups - (state.version - version) * self.config.groups_per_step
-        self.exhausted, self.drops_in_a_row, self.resampled = state.exhausted, state.drops_in_a_row, state.resampled
+        self.drops_in_a_row, self.resampled = state.drops_in_a_row, state.resampled
         self.dropped, self.counts = Counter(state.dropped), Counter(state.counts)
-        self._next_task, self._next_lease, self._next_job = state.next_task, state.next_lease, state.next_job
-        self._spent = deque(saved.ranges)
+        self._next_lease, self._next_job = state.next_lease, state.next_job
+        self.cursor.next_index, self.cursor.exhausted = state.next_task, state.exhausted
+        self.cursor.spent = deque(saved.ranges)
         self._remade = max(saved.fingerprints, default=-1)
         self.fingerprints, self.batches = dict(saved.fingerprints), dict(saved.batches)
         self.retirement.restore(saved.histories)
@@ -242,7 +226,7 @@ class Stream:
             retained_from=self.retained_from,
             granted=self.granted,
             consumed_groups=self.consumed_groups,
-            next_task=self._next_task,
+            next_task=self.cursor.next_index,
             next_lease=self._next_lease,
             next_job=self._next_job,
             drops_in_a_row=self.drops_in_a_row,
@@ -250,7 +234,7 @@ class Stream:
             exhausted=self.exhausted,
             dropped=dict(self.dropped),
             counts=dict(self.counts),
-            spent=[[each.first, each.last] for each in self._spent],
+            spent=[[each.first, each.last] for each in self.cursor.spent],
         )
 
     # ------------------------------------------------------------ weights
@@ -330,55 +314,17 @@ class Stream:
     def _fresh_group(self) -> Group | None:
         if self.exhausted or not self.fingerprints or not self._may_grant():
             return None
-        passed_over, group_id = self._next_index()
-        size = self.config.group_size
-        if group_id is None:
-            rate = f"{100 * self.retirement.pass_rate:g} %"
-            self.exhausted = f"all tasks are retired: each was solved in at least {rate} of its rollouts"
+        found = self.cursor.advance()
+        if found is None:
             self.changes.state = True
             return None
-        task = self.tasks.task(group_id)
-        if task is None:
-            self.exhausted = "the tasks have ended"
-            self.changes.state = True
-            return None
-        seeds = sample_seeds(self.seed, group_id, size)
-        group = Group(group_id, task, self.version, seeds, [Sample() for _ in range(size)])
+        group_id, task, passed_over = found
+        seeds = sample_seeds(self.seed, group_id, self.config.group_size)
+        group = Group(group_id, task, self.version, seeds, [Sample() for _ in seeds])
         self.groups[group_id] = group
         self.counts["tasks_skipped"] += passed_over
-        self._next_task = group_id + 1
-        while self._spent and self._spent[0].last < group_id:
-            self._spent.popleft()
         self.granted += 1
         return group
-
-    def _next_index(self) -> tuple[int, int | None]:
-        """The next index that was not consumed before a restart and whose task is not retired, and how many retired
-        ones come before it. None when a whole epoch holds none.
-
-        What is passed over is counted only with the group that comes of it, so that a journal may leave out the calls
-        that granted nothing.
-        """
-        retired, indexes = self.retirement.retired, self._unspent()
-        if not retired:
-            return 0, next(indexes)
-        assert self.tasks.epoch_size, "only tasks that come again retire"
-        last_spent = self._spent[-1].last if self._spent else -1
-        end = max(self._next_task, last_spent + 1) + 2 * self.tasks.epoch_size - 1  # behind it was a whole epoch
-        for passed_over, index in enumerate(indexes):
-            if index >= end:
-                break
-            if self.tasks.task_id(index) not in retired:
-                return passed_over, index
-        return 0, None
-
-    def _unspent(self) -> Iterator[int]:
-        """The indexes from the next one on that were not consumed before a restart, without end."""
-        index = self._next_task
-        for spent in self._spent:
-            yield from range(index, spent.first)
-            index = max(index, spent.last + 1)
-        yield from itertools.count(index)
 
     def _may_grant(self) -> bool:
         """Nothing new while the learner makes steps anew: the batches up to `furthest` are those that they were."""
@@ -550,9 +496,9 @@ class Stream:
         return next(job for job in self.jobs.values() if job.verifier == verifier)
 
     def checks_of(self, job: RunningJob) -> int:
-        """Rewards that a job has to compute, one after the other."""
+        """Rewards that a job has to compute at most, one after the other: the names in its expression."""
         group = self.groups.get(job.group_id)
-        return 1 + group.task.reward.count("+") if group else 1
+        return max(1, len(NAME.findall(group.task.reward))) if group else 1
 
     def _end_job(self, job: RunningJob) -> None:
         del self.jobs[job.job_id]
@@ -694,6 +640,11 @@ class Stream:
         self.changes.groups.add(group.group_id)
         self.changes.dropped[group.group_id] = reason
         self.changes.state = True
+
+    @property
+    def exhausted(self) -> str:
+        """Why no further task will be leased, in words; empty while one may be."""
+        return self.cursor.exhausted
 
     @property
     def dry(self) -> bool:

@@ -20,6 +20,12 @@ class WeightsConfig:
     fanout: int = option(
         2, "actors on other hosts that the learner serves a version itself, and that each of them serves; 0: all by it"
     )
+    group: int = option(
+        0,
+        "actors on other hosts that receive each version together, by one broadcast of torch.distributed (NCCL between "
+        "GPUs, gloo between CPUs), once so many are there; not locked by keys; 0: none",
+    )
+    group_seconds: float = option(120.0, "longest time for such a broadcast, after which all fetch the version")
     threads: int = option(0, "threads that make deltas; 0: a quarter of the cores, at most 8")
 
 
@@ -27,6 +33,8 @@ def check_weights(weights: WeightsConfig) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
     if not 0 < weights.delta_limit <= 1:
         raise ValueError(f"weights.delta_limit={weights.delta_limit}: must lie in (0, 1], a share of the whole version")
-    for name in ("full_every", "fanout", "threads"):
+    for name in ("full_every", "fanout", "group", "threads"):
         if getattr(weights, name) < 0:
             raise ValueError(f"weights.{name}={getattr(weights, name)}: must not be below 0")
+    if weights.group_seconds <= 0:
+        raise ValueError(f"weights.group_seconds={weights.group_seconds}: must be above 0")

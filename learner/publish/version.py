@@ -58,6 +58,7 @@ class Address:
 
     endpoint: str  # zmq
     local: str = ""  # on its own host
+    group: int = 0  # actors that receive versions together; 0: none do
 
 
 def seal(
@@ -78,6 +79,7 @@ def seal(
         fingerprint=fingerprint(tensors, shards),
         endpoint=address.endpoint,
         local=address.local,
+        group=address.group,
         tensors=tensors,
         shards=shards,
         deltas=tuple(step.spec for step in steps),

@@ -116,7 +116,7 @@ def test_a_stop_while_the_engine_starts_is_obeyed(start_actor: StartActor, broke
     ("overrides", "words"),
     [
         (("broker=tcp://127.0.0.1:9", "actor.welcome_seconds=0.5"), "no broker answered at tcp://127.0.0.1:9"),
-        (("broker=nonsense",), "cannot connect to 'nonsense'"),
+        (("broker=nonsense",), "nonsense: give the address as tcp://host:port"),
         (("actor.kv_on_update=forget",), "actor.kv_on_update=forget: must be one of recompute, keep"),
         (("engine.thread=2",), "engine.thread"),
     ],

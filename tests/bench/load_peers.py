@@ -175,6 +175,7 @@ class Actor(Peer):
         self.version, self.fingerprint = -1, ""
         self.held = 0
         self.leases = 0
+        self.early: list[tuple[dict[str, Any], int]] = []  # samples whose weights have not come
         self.waits: deque[float] = deque()  # since when there has been room for a group, once a group
         self.on["lease"] = self._lease
 
@@ -191,6 +192,9 @@ class Actor(Peer):
         first = self.version < 0
         self.version, self.fingerprint = value, fields.unpack()
         assert key == "version"
+        early, self.early = self.early, []
+        for lease, sample in early:
+            self.deliver(lease, sample, moment)
         if first:
             self.say(LeaseRequest(capacity=self.fleet.crew.capacity))
             self._wait(moment)
@@ -214,7 +218,10 @@ class Actor(Peer):
                 self.deliver(lease, sample, moment)
 
     def deliver(self, lease: dict[str, Any], sample: int, moment: float) -> None:
-        """A rollout is done."""
+        """A rollout is done, unless it has to wait for its weights."""
+        if lease["min_version"] > self.version:
+            self.early.append((lease, sample))
+            return
         canned = self.fleet.rollout
         rollout = canned.body["rollout"]
         canned.body["seq"], canned.body["lease_id"] = self.number(), lease["lease_id"]

@@ -47,7 +47,7 @@ class Case:
     """What is measured together."""
 
     gigabytes: float
-    way: str  # shared memory, zmq, relay
+    way: str  # shared memory, zmq, relay, group (one broadcast over gloo)
     encoding: str  # full, delta
     receivers: int
 
@@ -69,6 +69,7 @@ class Learner:
                 "127.0.0.1",
                 fanout=2 if case.way == "relay" else 0,
                 shared_memory=case.way == "shared memory",
+                group=case.receivers if case.way == "group" else 0,
             )
         )
         self.tensors = layout(case.gigabytes)
@@ -144,6 +145,7 @@ def ways(receivers: int) -> Iterator[tuple[str, str]]:
     yield "shared memory", "full"
     for way in ("zmq", "relay") if receivers > 2 else ("zmq",):
         yield from ((way, encoding) for encoding in ("full", "delta"))
+    yield "group", "full"
 
 
 def describe(case: Case) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def slowest(answers: Sequence[Mapping[str, float]]) -> float:
 
 def served() -> float:
     """Bytes that the learner has sent."""
-    return float(sum(metrics.WEIGHTS_SERVED.labels(encoding)._value.get() for encoding in ("full", "delta")))
+    return float(sum(metrics.WEIGHTS_SERVED.labels(encoding)._value.get() for encoding in ("full", "delta", "group")))
 
 
 def ask_all(workers: list[Worker], request: Callable[[int], dict[str, Any]]) -> list[Any]:

@@ -132,6 +132,12 @@ def environment() -> dict[str, str]:
     return ENVIRONMENT
 
 
+@pytest.fixture(scope="session")
+def start_cluster() -> type[Cluster]:
+    """Makes an empty cluster in a directory; whoever makes it closes it."""
+    return Cluster
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """An empty cluster; whatever is started in it is gone after the test."""

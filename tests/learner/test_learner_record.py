@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from learner.record import Record, describe, open_record, resume_record
+from learner.reflection import WORDS
 from protocol.messages import GroupBatch, Rollout, ScoredRollout, Verdict, VersionSpan
 
 MakeBatch = Callable[..., GroupBatch]
 
 
-def scored(length: int, reward: float, spans: list[tuple[int, int]], *, truncated: bool = False) -> ScoredRollout:
+def scored(
+    length: int, reward: float, spans: list[tuple[int, int]], *, truncated: bool = False, text: str = "2"
+) -> ScoredRollout:
     return ScoredRollout(
         rollout=Rollout(
             group_id=0,
@@ -26,7 +29,7 @@ def scored(length: int, reward: float, spans: list[tuple[int, int]], *, truncate
             behaviour_logprobs=np.zeros(length, dtype=np.float32),
             version_spans=tuple(VersionSpan(version=v, tokens=n, fingerprint="0" * 32) for v, n in spans),
             finish_reason="length" if truncated else "stop",
-            text="2",
+            text=text,
         ),
         verdict=Verdict(reward=reward, parts={"accuracy": float(reward == 1), "format": 1.0}, reason="", seconds=0),
     )
@@ -39,13 +42,16 @@ def batch_of(make_batch: MakeBatch, *groups: tuple[ScoredRollout, ...], version:
 
 
 def test_a_batch_is_described_by_the_numbers_that_one_counts_by_hand(make_batch: MakeBatch) -> None:
-    mixed = (scored(4, 1.0, [(3, 1), (5, 3)]), scored(6, 0.5, [(5, 6)], truncated=True))
+    mixed = (scored(4, 1.0, [(3, 1), (5, 3)], text="Let me check"), scored(6, 0.5, [(5, 6)], truncated=True))
     equal = (scored(2, 0.5, [(4, 2)]), scored(8, 0.5, [(5, 8)]))
     found = describe(batch_of(make_batch, mixed, equal, version=5))
     assert found == {
         "reward_mean": pytest.approx(0.625),
         "reward_std": pytest.approx(math.sqrt((0.375**2 + 3 * 0.125**2) / 4)),
         "parts": {"accuracy": 0.25, "format": 1.0},
+        "accuracy": 0.25,
+        "majority_accuracy": 0.5,
+        "reflective_words": dict.fromkeys(WORDS, 0.0) | {"check": 0.25},
         "length_mean": 5.0,
         "length_max": 8,
         "length_correct_mean": 4.0,

@@ -20,6 +20,7 @@ from learner.checkpoint.progress import Progress
 from learner.config import LearnerRoot, LossConfig
 from learner.distributed import Ranks
 from learner.loop import Learner
+from learner.metrics import REGISTRY
 from learner.policy import model
 from learner.policy.config import ModelConfig
 from learner.policy.reference import load_reference
@@ -143,7 +144,7 @@ def learn(
 def timeless(path: Path) -> list[dict[str, Any]]:
     """The lines of a file without what depends on the clock."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if "second" not in name and name != "time_s"} for row in rows]
+    return [{name: value for name, value in row.items() if not re.search("second|time_s|mfu", name)} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -257,3 +258,22 @@ def test_what_cannot_be_resumed_or_begun_is_refused_with_the_cure(
     prepare(tmp_path / "checkpoints")
     with pytest.raises(ValueError, match=re.escape(sentence.format(tmp_path))):
         command.restore(config, checkpoints, policy, adam)
+
+
+def test_prometheus_is_told_what_the_line_of_a_step_says(
+    learn: Callable[..., tuple[Learner, Broker]], tmp_path: Path
+) -> None:
+    before = REGISTRY.get_sample_value("learner_trained_flop_total") or 0.0
+    learn(tmp_path, steps=1)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < row["mfu"] < 1.5, "the machine may be slower while its peak is measured than while it trains"
+    told = {
+        "learner_mfu_ratio": row["mfu"],
+        "learner_majority_accuracy_ratio": row["majority_accuracy"],
+        "learner_accuracy_ratio": row["accuracy"],
+        "learner_staleness_steps_max": row["staleness_max"],
+        "learner_trained_flop_total": before + row["trained_flop"],
+    }
+    assert {name: REGISTRY.get_sample_value(name) for name in told} == pytest.approx(told)
+    assert REGISTRY.get_sample_value("learner_reflective_words_mean", {"word": "wait"}) == 0.0
+    assert REGISTRY.get_sample_value("learner_updates_skipped_total", {"reason": "not_finite"}) is not None

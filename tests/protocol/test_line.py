@@ -1,9 +1,11 @@
 """A line keeps its promises to a broker that dies, forgets, refuses and comes back."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -67,6 +69,11 @@ class MortalBroker:
             else:
                 return
 
+    def move(self) -> None:
+        """Die, and come back elsewhere."""
+        self.router.socket.close(0)
+        self.peer, self.router = b"", Router("tcp://127.0.0.1:*")
+
     def take(self, seconds: float = 0.0) -> Message | None:
         """The next message, whoever sent it."""
         received = self.router.receive(seconds)
@@ -89,7 +96,9 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalBroker]:
     broker.router.socket.close(0)
 
 
-def joined(broker: MortalBroker, said: Welcome | None = None, standing: tuple[Message, ...] = ()) -> Line:
+def joined(
+    broker: MortalBroker, said: Welcome | None = None, standing: tuple[Message, ...] = (), broker_is: str = ""
+) -> Line:
     """A line whose first Hello was answered."""
 
     def answer() -> None:
@@ -99,7 +108,8 @@ def joined(broker: MortalBroker, said: Welcome | None = None, standing: tuple[Me
 
     thread = Thread(target=answer)
     thread.start()
-    line = Line(broker.router.address, HELLO, welcome_seconds=SECONDS, standing=lambda: standing)
+    where = broker_is or broker.router.address
+    line = Line(where, HELLO, welcome_seconds=SECONDS, standing=lambda: standing)
     thread.join()
     return line
 
@@ -181,6 +191,64 @@ def test_what_was_not_acknowledged_is_said_again_in_order_and_then_what_stands(b
     heard = pump(line, broker, lambda message: isinstance(message, LeaseRequest))
     assert heard == [replace(failed(number), seq=number + 1) for number in (2, 3, 4)] + [LeaseRequest(capacity=7)]
     assert line.returns == 1
+    line.close()
+
+
+def test_a_broker_that_moved_is_followed_and_hears_what_the_old_one_did_not_acknowledge(
+    broker: MortalBroker, tmp_path: Path
+) -> None:
+    file = tmp_path / "broker.json"
+    file.write_text(json.dumps({"broker": broker.router.address}))
+    standing = (LeaseRequest(capacity=7),)
+    line = joined(broker, welcome(silence=0.2), standing, broker_is=f"file:{file}")
+    line.say_surely(failed(1))
+    pump(line, broker, lambda message: isinstance(message, LeaseFailed))
+    broker.move()
+    line.say_surely(failed(2))
+    file.write_text(json.dumps({"broker": broker.router.address}))
+    pump(line, broker, lambda message: isinstance(message, Hello))
+    assert line.broker == broker.router.address
+    broker.say(welcome())
+    heard = pump(line, broker, lambda message: isinstance(message, LeaseRequest))
+    assert [message for message in heard if not isinstance(message, Hello)] == [
+        replace(failed(1), seq=1),
+        replace(failed(2), seq=2),
+        LeaseRequest(capacity=7),
+    ]
+    line.close()
+
+
+def test_a_broker_that_moves_before_it_answers_is_followed_too(broker: MortalBroker, tmp_path: Path) -> None:
+    file = tmp_path / "broker.json"
+    file.write_text(json.dumps({"broker": broker.router.address}))
+
+    def move_with_a_hello() -> None:
+        assert isinstance(broker.take(SECONDS), Hello)
+        broker.move()
+        file.write_text(json.dumps({"broker": broker.router.address}))
+        assert isinstance(broker.take(SECONDS), Hello)
+        broker.say(welcome())
+
+    thread = Thread(target=move_with_a_hello)
+    thread.start()
+    line = Line(f"file:{file}", HELLO, welcome_seconds=SECONDS)
+    thread.join()
+    line.close()
+
+
+def test_while_the_file_is_gone_or_names_the_same_broker_the_line_stays_with_it(
+    broker: MortalBroker, tmp_path: Path
+) -> None:
+    file = tmp_path / "broker.json"
+    file.write_text(json.dumps({"broker": broker.router.address}))
+    line = joined(broker, welcome(silence=0.1), broker_is=f"file:{file}")
+    dealer = line.dealer
+    for _ in range(2):
+        end = Deadline(0.3)
+        while not end.passed:
+            line.tick(Heartbeat)
+        assert (line.dealer, line.away) == (dealer, "the broker to come back")
+        file.unlink(missing_ok=True)
     line.close()
 
 

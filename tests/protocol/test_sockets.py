@@ -110,3 +110,5 @@ def test_the_own_address_is_the_one_on_the_way_to_the_peer() -> None:
     assert own_address("tcp://127.0.0.1:5555") == "127.0.0.1"
     with pytest.raises(ValueError, match="tcp://host:port"):
         own_address("127.0.0.1")
+    with pytest.raises(ValueError, match=r"tcp://nobody\.invalid:1: this host knows no way there"):
+        own_address("tcp://nobody.invalid:1")

@@ -104,7 +104,7 @@ def test_parts_are_summed_by_weight(pool: Pool, workers: PlayedWorkers) -> None:
     worker = ready(workers)
     pool.add(job(reward="0.25*accuracy + 2*format"))
     pool.turn()
-    assert worker_receive(worker) == [1, ["accuracy", "format"], "?", "1", {"accuracy": "exact"}]
+    assert worker_receive(worker) == [1, ["accuracy", "format"], "?", "1", {"accuracy": "exact"}, 30.0]
     worker_send(worker, checked(value=1.0))
     worker_send(worker, checked(reward="format", value=0.5))
     found = verdict(pool)
@@ -228,7 +228,7 @@ def test_workers_that_never_start_end_the_service(pool: Pool, workers: PlayedWor
 
 def test_a_zygote_that_cannot_start_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    pool = Pool(Zygote(2**30), workers=1, checks_per_worker=1)
+    pool = Pool(Zygote(2**30, 1), workers=1, checks_per_worker=1)
     limit = Deadline(10.0)
 
     def turn_until_broken() -> None:

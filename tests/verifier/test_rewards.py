@@ -6,8 +6,6 @@ import pytest
 
 from verifier.rewards.accuracy import accuracy_reward
 from verifier.rewards.answer import committed_answer
-from verifier.rewards.expression import BadExpression, parse
-from verifier.rewards.format import format_reward
 from verifier.rewards.score import BadAnswer, BadTask, blamed_on_answer
 
 
@@ -140,8 +138,6 @@ def test_math_accuracy_takes_what_is_mathematically_equal(answer: str, reference
         ("6, 5", "5"),
         ("5 6", "5"),
         ("5$ and $6", "5"),
-        ("5} \\boxed{6", "5"),
-        ("6} \\boxed{5", "5"),
         ("{5,6}", "5"),
         ("4 < 5", "5"),
         ("5x", "5"),
@@ -155,7 +151,9 @@ def test_math_accuracy_refuses_the_wrong_and_the_undecided(answer: str, referenc
     assert accuracy(answer, reference) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["} 5 {", "(" * 40 + "1", "\\frac{", "\\begin{matrix}"])
+@pytest.mark.parametrize(
+    "answer", ["} 5 {", "5} \\boxed{6", "6} \\boxed{5", "(" * 40 + "1", "\\frac{", "\\begin{matrix}"]
+)
 def test_what_is_no_mathematics_is_no_answer(answer: str) -> None:
     with pytest.raises(BadAnswer):
         accuracy(answer, "5")
@@ -188,76 +186,3 @@ def test_what_a_checker_raises_on_the_answer_is_the_answers_fault() -> None:
 def test_a_bad_task_is_not_the_completions_fault(reference: str, metadata: dict[str, Any], culprit: str) -> None:
     with pytest.raises(BadTask, match=culprit):
         accuracy_reward("<answer>6</answer>", reference, metadata)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<think>3+9+0=12;3+5+1=9</think><answer>92</answer>",
-        " <think>a\nb</think>\n\n<answer>x</answer>\n",
-        "<think> < > </ </think><answer>\\boxed{5}</answer>",
-    ],
-)
-def test_the_template_is_worth_one(text: str) -> None:
-    assert format_reward(text, "", {}).value == 1.0
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "92",
-        "<answer>92</answer>",
-        "<think>a</think>92",
-        "<think>a</think><answer>92",
-        "<think>a<answer>92</answer>",
-        "<think></think><answer>92</answer>",
-        "<think>a</think><answer> </answer>",
-        "<think>a</think><answer>92</answer>!",
-        "so <think>a</think><answer>92</answer>",
-        "<think>a</think> so <answer>92</answer>",
-        "<answer>92</answer><think>a</think>",
-        "<think>a<answer>92</answer></think>",
-        "<think>a</think><answer>92</answer><answer>93</answer>",
-        "<think>a</think><think>b</think><answer>92</answer>",
-        "<think><think>a</think></think><answer>92</answer>",
-        "<Think>a</Think><answer>92</answer>",
-        "<think>a</think><answer>92</answer>" * 2,
-    ],
-)
-def test_anything_but_the_template_is_worth_nothing(text: str) -> None:
-    with pytest.raises(BadAnswer):
-        format_reward(text, "", {})
-
-
-@pytest.mark.parametrize(
-    ("text", "weights"),
-    [
-        ("accuracy", {"accuracy": 1.0}),
-        ("0.5*accuracy + 0.5*format", {"accuracy": 0.5, "format": 0.5}),
-        (" .25 * accuracy+format ", {"accuracy": 0.25, "format": 1.0}),
-        ("2*reasoning_gym", {"reasoning_gym": 2.0}),
-    ],
-)
-def test_an_expression_is_a_weighted_sum(text: str, weights: dict[str, float]) -> None:
-    expression = parse(text)
-    assert expression.weights == weights
-    assert expression.value(dict.fromkeys(weights, 1.0)) == sum(weights.values())
-
-
-@pytest.mark.parametrize(
-    ("text", "culprit"),
-    [
-        ("", "cannot read ''"),
-        ("accuracy +", "cannot read ''"),
-        ("accuracy - format", "cannot read 'accuracy - format'"),
-        ("accuracy*0.5", r"cannot read 'accuracy\*0.5'"),
-        ("__import__('os')", "cannot read"),
-        ("1e9*accuracy", "cannot read"),
-        ("beauty", "there is no reward 'beauty', there are accuracy, format, reasoning_gym"),
-        ("accuracy + accuracy", "names accuracy twice"),
-    ],
-)
-def test_any_other_expression_is_refused_with_its_culprit(text: str, culprit: str) -> None:
-    with pytest.raises(BadExpression, match=culprit):
-        parse(text)

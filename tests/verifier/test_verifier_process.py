@@ -1,7 +1,6 @@
 """`python -m verifier` as a process of its own; the test plays the broker."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from verifier_doubles import ROOT, STOP_SECONDS, StartVerifier, Verifier, gone
 from protocol.messages import Goodbye, Refusal
 
 RIGHT = "<think>3+9+0=12;3+5+1=9</think><answer>92</answer>"
-TOWER = "<think>big</think><answer>9^{9^{9^{9}}}</answer>"  # computes for ever in one long step
+TOWER = "<think>big</think><answer>" + "|x" * 200 + "</answer>"  # takes for ever to parse
 
 
 @pytest.mark.parametrize(
@@ -138,14 +137,13 @@ def test_a_killed_zygote_is_replaced(start_verifier: StartVerifier) -> None:
 
 
 def test_a_memory_bomb_stays_within_its_bound_and_the_next_check_is_right(start_verifier: StartVerifier) -> None:
-    limit = 256 * 2**20
-    verifier = start_verifier(f"verifier.memory_bytes={limit}")
+    verifier = start_verifier(f"verifier.memory_bytes={256 * 2**20}")
     verifier.judge(RIGHT, "92")
     (worker,) = verifier.workers()
-    assert verifier.judge("<answer>2^{2^{35}}</answer>", "92", reward="accuracy", seconds=30.0).reward == 0.0
+    verdict = verifier.judge("<answer>93</answer>", "2^{2^{35}}", reward="accuracy", seconds=30.0)
+    assert (verdict.reward, verdict.reason) == (0.0, "accuracy: memory")
     assert verifier.judge(RIGHT, "92").reward == 1.0
-    (peak,) = re.findall(r"VmPeak:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
-    assert limit / 4 < int(peak) * 1024 <= limit
+    assert verifier.workers() != [worker]
 
 
 def test_a_worker_is_renewed_after_its_share_of_jobs(start_verifier: StartVerifier) -> None:
@@ -162,7 +160,7 @@ def test_a_worker_has_no_environment_no_files_and_its_own_session(verifier: Veri
     (worker,) = verifier.workers()
     files = [os.readlink(link) for link in Path(f"/proc/{worker}/fd").iterdir()]
     assert sorted(file for file in files if not file.startswith("socket:")) == ["/dev/null"] * 3
-    assert len(files) == 4
+    assert len(files) == 5, "besides the channel and the line to the sandbox"
     assert os.getsid(worker) == worker
     environment = Path(f"/proc/{worker}/environ").read_text()
     assert all(entry.startswith(("OMP", "OPENBLAS", "PYTHON")) for entry in environment.split("\0") if entry)
@@ -289,7 +287,7 @@ def test_it_speaks_at_least_once_a_heartbeat(start_verifier: StartVerifier) -> N
         ("verifier.workers=0", "verifier.workers=0: must be at least 1"),
         ("verifier.memory_bytes=1000", "verifier.memory_bytes=1000: "),
         ("verifier.welcome_seconds=0.2", "no broker answered at tcp://127.0.0.1:9 within 0.2 s"),
-        ("broker=nonsense", "cannot connect to 'nonsense'"),
+        ("broker=nonsense", "nonsense: give the address as tcp://host:port"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(option: str, sentence: str) -> None:

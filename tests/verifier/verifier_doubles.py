@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,12 @@ REWARD = "0.5*accuracy + 0.5*format"
 class Verifier:
     """One verifier process and the broker that it knows."""
 
-    def __init__(self, *options: str, heartbeat: float = 0.5, silence: float = 30.0) -> None:
+    def __init__(
+        self, *options: str, heartbeat: float = 0.5, silence: float = 30.0, prefix: Sequence[str] = ()
+    ) -> None:
         self.router = Router("tcp://127.0.0.1:*")
-        command = [sys.executable, "-m", "verifier", f"broker={self.router.address}", *options]
+        self.log = ""  # once it has ended
+        command = [sys.executable, *prefix, "-m", "verifier", f"broker={self.router.address}", *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.heartbeats: list[Heartbeat] = []
         self.rejected: list[Rejected] = []
@@ -75,8 +78,17 @@ class Verifier:
             self.router.send(self.peer, Heartbeat())
         return message
 
-    def submit(self, text: str, reference: str, *, reward: str = REWARD, seconds: float = 10.0, **metadata: Any) -> int:
-        """Send a job; its number."""
+    def submit(
+        self,
+        text: str,
+        reference: str,
+        *,
+        reward: str = REWARD,
+        seconds: float = 10.0,
+        further: Mapping[str, Any] | None = None,
+        **metadata: Any,
+    ) -> int:
+        """Send a job; its number. `further` metadata have names that are taken here."""
         self._next_job += 1
         job = VerifyJob(
             job_id=self._next_job,
@@ -85,7 +97,7 @@ class Verifier:
             text=text,
             reward=reward,
             reference=reference,
-            metadata=metadata,
+            metadata={**metadata, **(further or {})},
             deadline_seconds=seconds,
         )
         self.send(job)
@@ -106,9 +118,23 @@ class Verifier:
 
     @property
     def zygote(self) -> int:
-        """Process of the zygote."""
-        (zygote,) = children(self.process.pid)
-        return zygote
+        """Process of the workers' zygote."""
+        return self._zygote("verifier.zygote")
+
+    @property
+    def programs_zygote(self) -> int:
+        """Process of the zygote of model-written code."""
+        return self._zygote("verifier.sandbox.zygote")
+
+    def _zygote(self, module: str) -> int:
+        limit = Deadline(ARRIVAL_SECONDS)
+        while True:
+            keepers = [child for child in children(self.process.pid) if f'"{module}"' in command_line(child)]
+            found = [zygote for keeper in keepers for zygote in children(keeper)]
+            if len(found) == 1:
+                return found[0]
+            assert not limit.passed, f"{len(found)} zygotes"
+            time.sleep(0.01)
 
     def workers(self, count: int = 1) -> list[int]:
         """Processes of the workers, once there are `count`."""
@@ -130,15 +156,15 @@ class Verifier:
 
     def ended(self) -> tuple[int, str]:
         """Exit code and log, once the process is gone."""
-        _, log = self.process.communicate(timeout=ARRIVAL_SECONDS)
-        return self.process.returncode, log
+        _, self.log = self.process.communicate(timeout=ARRIVAL_SECONDS)
+        return self.process.returncode, self.log
 
     def close(self) -> None:
         """End the process, if the test has not."""
         if self.process.returncode is None:
             self.send(Goodbye(reason="test over", finished=True))
             try:
-                self.process.communicate(timeout=STOP_SECONDS)
+                _, self.log = self.process.communicate(timeout=STOP_SECONDS)
             finally:
                 self.process.kill()
                 self.process.communicate()
@@ -153,6 +179,14 @@ def children(parent: int) -> list[int]:
     return sorted(
         process for process in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(process) == parent
     )
+
+
+def command_line(process: int) -> str:
+    """How a process was started; empty when it is gone."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def _parent(process: int) -> int:

@@ -3,21 +3,44 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from verifier.rewards import accuracy, gym
+from verifier.rewards import gym, language, symbolic
+from verifier.rewards.accuracy import accuracy_reward
+from verifier.rewards.code import code_reward
 from verifier.rewards.format import format_reward
+from verifier.rewards.instructions import instructions_reward, needs_language
+from verifier.rewards.length import length_reward
+from verifier.rewards.mathematics import math_reward
+from verifier.rewards.repetition import repetition_reward
 from verifier.rewards.score import Reward
+from verifier.rewards.search import exact_match_reward, token_f1_reward
 
 REWARDS: dict[str, Reward] = {
-    "accuracy": accuracy.accuracy_reward,
+    "accuracy": accuracy_reward,
+    "code": code_reward,
+    "exact_match": exact_match_reward,
     "format": format_reward,
+    "instructions": instructions_reward,
+    "language": language.language_reward,
+    "length": length_reward,
+    "math": math_reward,
     "reasoning_gym": gym.gym_reward,
+    "repetition": repetition_reward,
+    "token_f1": token_f1_reward,
 }
-LIBRARIES: dict[str, Callable[[], None]] = {"math_verify": accuracy.load, "reasoning_gym": gym.load}
+LIBRARIES: dict[str, Callable[[], None]] = {
+    "lingua": language.load,
+    "math_verify": symbolic.load,
+    "reasoning_gym": gym.load,
+}
 """What loads and warms a library, for the zygote: so that no check pays for it."""
+
+_LIBRARY_OF = {"language": "lingua", "math": "math_verify", "reasoning_gym": "reasoning_gym"}
 
 
 def library_for(reward: str, metadata: Mapping[str, Any]) -> str:
     """The library that a check needs; empty if none."""
     if reward == "accuracy":
         return "math_verify" if metadata.get("accuracy", "math") == "math" else ""
-    return "reasoning_gym" if reward == "reasoning_gym" else ""
+    if reward == "instructions":
+        return "lingua" if needs_language(metadata) else ""
+    return _LIBRARY_OF.get(reward, "")

@@ -1,6 +1,7 @@
 """Reward `reasoning_gym`: a family's own checker, by name."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -8,6 +9,7 @@ from typing import Any
 
 from protocol import reference as references
 from verifier.rewards.answer import committed_answer
+from verifier.rewards.gym_evaluation import disarm, refuse_code
 from verifier.rewards.score import BadAnswer, BadTask, Score, blamed_on_answer, blamed_on_task, described
 
 TOLERANCE = 1e-9
@@ -24,7 +26,8 @@ def gym_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Score:
     (game_of_life_halting): where nonsense gets the most, only the entry's own answer, letter by letter, is accepted.
 
     `reference` is the entry and `metadata.params` how its family, `metadata.family`, was set up, which scorers need;
-    both are written by `protocol.reference`. Some scorers evaluate the answer as code: this runs in a worker only.
+    both are written by `protocol.reference`. Some scorers would evaluate the answer as code: they are kept from it
+    (`gym_evaluation`), and this runs in a locked-in worker only.
     """
     family, params = metadata.get("family"), metadata.get("params", "{}")
     if not isinstance(family, str) or not isinstance(params, str):
@@ -35,6 +38,7 @@ def gym_reward(text: str, reference: str, metadata: Mapping[str, Any]) -> Score:
         if answer == expected.entry["answer"]:
             return Score(1.0, "the reference")
         return Score(0.0, f"not the reference, and the scorer of {family} cannot tell more")
+    refuse_code(family, answer)
     with blamed_on_answer():
         score = float(_scorer(family, params).score_answer(answer, expected.entry))
     if score >= expected.most - TOLERANCE:
@@ -82,7 +86,9 @@ def _scorer(family: str, params: str) -> Any:
     if family not in library.DATASETS:
         raise BadTask(f"reasoning-gym has no family {family!r}")
     with blamed_on_task(f"{family} does not take {params}"):
-        return library.create_dataset(family, **{"size": 1, "seed": 0, **references.load(params)})
+        scorer = library.create_dataset(family, **{"size": 1, "seed": 0, **references.load(params)})
+    disarm(family, sys.modules[type(scorer).__module__])
+    return scorer
 
 
 @cache

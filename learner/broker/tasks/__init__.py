@@ -1,7 +1,7 @@
 """Where tasks come from: a source gives the same task at an index each time, so that a run can be taken up again."""
 
 from learner.broker.config import TaskConfig
-from learner.broker.stream import Tasks
+from learner.broker.cursor import Tasks
 from learner.broker.tasks.addition import AdditionTasks
 from learner.broker.tasks.epochs import Epochs
 from learner.broker.tasks.files import read_files

@@ -147,6 +147,22 @@ def test_a_stranger_with_a_large_message_is_asked_who_it_is(running: Running) ->
 # ---------------------------------------------------------------- who is who
 
 
+def test_a_session_gives_nobody_another_role_or_name(running: Running) -> None:
+    """Else an actor that says Hello twice is a second learner, and may end the run."""
+    learner = running.join("learner", "learner")
+    learner.expect(Welcome)
+    with Dealer(running.router.address) as first, Dealer(running.router.address) as second:
+        first.send(hello("x", "s"))
+        assert isinstance(first.receive(QUICK), Welcome)
+        for name, role in (("x", "learner"), ("y", "actor")):
+            second.send(hello(name, "s", role=role))
+            refusal = second.receive(QUICK)
+            assert isinstance(refusal, Refusal)
+            assert (refusal.field, refusal.problem) == ("session", "is that of x, whose role is actor")
+    assert names(running) == ["learner", "x"]
+    assert answers(running)
+
+
 def test_a_connection_belongs_to_one_process(running: Running) -> None:
     """Else a new name were a new allowance, and the jobs of the old one were forgotten."""
     verifier = running.join("verifier")

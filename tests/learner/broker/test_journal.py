@@ -60,7 +60,7 @@ class MortalWorld(World):
     def kill_broker(self) -> None:
         """Everything in memory is lost; verifiers deliver nothing that they were given before."""
         self.deaths += 1
-        again = Stream(self.stream.tasks, self.stream.config, 0, Retirement(*self.retirement()))
+        again = Stream(self.stream.cursor.tasks, self.stream.config, 0, Retirement(*self.retirement()))
         again.restore(self.journal.load(self.stream.config.group_size, 0), self.now)
         assert pictured(again) == pictured(self.stream)
         self.stream = again
@@ -145,7 +145,7 @@ def test_any_death_at_any_turn_loses_nothing_and_trains_nothing_twice(
     assert len(world.trained) == len(set(world.trained)) == stream.consumed_groups == stream.version * groups_per_step
     if straggler != "train":
         assert world.oldest <= max_staleness
-    leased = stream._next_task - stream.counts["tasks_skipped"]
+    leased = stream.cursor.next_index - stream.counts["tasks_skipped"]
     assert leased == stream.consumed_groups + len(stream.groups) + sum(stream.dropped.values()), "a group is lost"
     dropped = {group for (group,) in journal._database.execute("SELECT group_id FROM dropped")}
     assert len(dropped) == sum(stream.dropped.values())
@@ -314,7 +314,7 @@ def test_a_run_that_ends_with_a_batch_handed_out_drops_it_and_may_go_on_later(pa
     assert (again.version, again.furthest, again.groups) == (stood, stood, {})
     assert all(version < stood for version in again.batches)
     dropped = again.dropped["run_ended"]
-    assert again._next_task == again.consumed_groups + dropped
+    assert again.cursor.next_index == again.consumed_groups + dropped
     assert again.resume(stood, merged((), order[:stood]), checkpoints=True)
     again.published(stood, fingerprint(stood))
     lease = again.grant("a", 100, 0.0)

@@ -1,8 +1,10 @@
 """The broker as its peers see it: a real router on loopback, peers played by the test."""
 
 import json
+import re
 import secrets
 import shutil
+import socket
 import threading
 import time
 import urllib.error
@@ -17,11 +19,12 @@ import pytest
 from stream_world import NumberedTasks, judged
 
 from learner.broker.config import BrokerRoot, SamplingConfig, StreamConfig, TaskConfig, check, identity
+from learner.broker.cursor import Tasks
 from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalFailed
 from learner.broker.membership import Members
 from learner.broker.service import Broker
-from learner.broker.stream import Stream, Tasks
+from learner.broker.stream import Stream
 from protocol import security
 from protocol.clock import Deadline
 from protocol.messages import (
@@ -57,11 +60,18 @@ from protocol.sockets import Dealer, Rejected, Router
 class Peer:
     """A test's end of a connection to the broker."""
 
-    def __init__(self, address: str, role: Any, name: str) -> None:
+    def __init__(self, address: str, role: Any, name: str, metrics_host: str = "") -> None:
         self.dealer = Dealer(address)
         self.acknowledged = 0
         self.hello = Hello(
-            role=role, name=name, host="127.0.0.1", pid=7, metrics_port=9, versions={}, session=secrets.token_hex(4)
+            role=role,
+            name=name,
+            host="127.0.0.1",
+            pid=7,
+            metrics_port=9,
+            metrics_host=metrics_host,
+            versions={},
+            session=secrets.token_hex(4),
         )
         self.dealer.send(self.hello)
 
@@ -113,8 +123,8 @@ class Running:
         self.http.close()
         self.journal.close()
 
-    def join(self, role: str, name: str | None = None) -> Peer:
-        peer = Peer(self.router.address, role, name or role)
+    def join(self, role: str, name: str | None = None, metrics_host: str = "") -> Peer:
+        peer = Peer(self.router.address, role, name or role, metrics_host)
         self.peers.append(peer)
         return peer
 
@@ -411,7 +421,7 @@ def test_a_run_in_which_every_task_is_solved_ends_and_shows_what_its_filters_did
         assert (stream["tasks_retired"], stream["resample_limit_reached"], stream["tasks_skipped"]) == (3, 1, 0)
         metrics = running.page("/metrics").decode()
         assert 'broker_groups_dropped_total{reason="zero_variance"} 2.0' in metrics
-        assert "broker_resample_limit_reached_total 1.0" in metrics
+        assert "broker_groups_kept_at_resample_limit_total 1.0" in metrics
         assert "broker_tasks_retired 3.0" in metrics
         assert "broker_tasks_skipped_total 0.0" in metrics
     finally:
@@ -429,13 +439,56 @@ def test_status_targets_and_metrics_show_who_is_there(running: Running) -> None:
     assert {peer["name"] for peer in status["peers"]} == {"learner", "actor"}
     assert status["waiting_for"] == "a first verifier to join"
     targets = json.loads(running.page("/targets"))
-    assert {target["labels"]["job"] for target in targets} == {"broker", "learner", "actor"}
+    assert {target["labels"]["job"]: target["targets"] for target in targets} == {
+        "broker": [running.http.address.removeprefix("http://")],
+        "learner": ["127.0.0.1:9"],
+        "actor": ["127.0.0.1:9"],
+    }
     metrics = running.page("/metrics").decode()
     assert 'broker_peers{role="actor"} 1.0' in metrics
     assert "# HELP broker_groups_ready " in metrics
     with pytest.raises(urllib.error.HTTPError) as error:
         running.page("/nothing")
     error.value.close()
+
+
+def test_a_target_is_where_its_metrics_are_served_and_not_its_name(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    try:
+        running.join("actor", metrics_host="10.0.0.7").expect(Welcome)
+        running.http.address = "http://0.0.0.0:9400"
+        running.broker._publish_status()
+        found = json.loads(running.http.pages["/targets"][1])
+        targets = {target["labels"]["process"]: target["targets"] for target in found}
+        assert targets["actor"] == ["10.0.0.7:9"]
+        assert targets["broker"] == [f"{socket.gethostname()}:9400"]
+    finally:
+        running.close()
+
+
+def test_peers_that_are_lost_are_counted_by_the_reason_and_the_run_stands_since_its_last_batch(tmp_path: Path) -> None:
+    running = Running(tmp_path, silence_seconds=0.3)
+    try:
+        _, leaving, other = (running.join("actor", name) for name in ("silent", "leaving", "other"))
+        for peer in running.peers:
+            peer.expect(Welcome)
+        leaving.send(Goodbye(reason="got SIGTERM", finished=False))
+        other.send(manifest(0))
+        assert other.expect(Refusal).fatal
+        deadline = Deadline(5.0)
+        while running.broker.members.named("silent") and not deadline.passed:
+            time.sleep(0.02)
+        began = time.time()
+        running.broker._publish_status()
+        metrics = running.http.pages["/metrics"][1].decode()
+        for reason, count in {"left": 1.0, "silent": 1.0, "refused": 1.0, "replaced": 0.0, "deaf": 0.0}.items():
+            assert f'broker_peers_lost_total{{reason="{reason}",role="actor"}} {count}' in metrics
+        assert 'broker_peers_lost_total{reason="silent",role="learner"} 0.0' in metrics
+        stands_since = float(re.findall(r"^broker_progress_timestamp_seconds (\S+)", metrics, re.MULTILINE)[0])
+        assert began - 10 < stands_since <= began
+        assert "broker_journal_unwritten_seconds 0.0" in metrics
+    finally:
+        running.close()
 
 
 @pytest.mark.parametrize(
@@ -605,10 +658,20 @@ def test_nothing_is_said_before_it_is_written(tmp_path: Path, monkeypatch: pytes
     actor.send(LeaseRequest(capacity=2))
     assert actor.dealer.receive(0.5) is None
     assert "room for the journal (database or disk is full)" in json.loads(running.page("/status"))["waiting_for"]
+    assert seconds_unwritten(running) > 0
     full.clear()
     actor.expect(WeightManifest)
     actor.expect(Lease)
+    running.broker._publish_status()
+    assert seconds_unwritten(running) == 0
     running.close()
+
+
+def seconds_unwritten(running: Running) -> float:
+    """As Prometheus reads it."""
+    found = re.search(r"^broker_journal_unwritten_seconds (\S+)$", running.page("/metrics").decode(), re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_no_token_is_older_than_allowed_and_every_group_ends_once(
     assert stream.counts["resample_limit_reached"] == (kept if resampling else 0)
     assert world.most_resampled <= (resample_limit if resampling else 0)
     stream.close()
-    leased = stream._next_task - stream.counts["tasks_skipped"]
+    leased = stream.cursor.next_index - stream.counts["tasks_skipped"]
     assert leased == stream.consumed_groups + sum(stream.dropped.values())
     assert stream.granted == stream.consumed_groups
     assert not stream.leases
@@ -316,7 +316,7 @@ def test_after_a_restart_the_rest_is_trained_holes_included_nothing_twice_and_no
     assert not set(world.trained) & set(consumed)
     assert len(world.trained) == len(set(world.trained)) == (stream.version - before) * groups_per_step
     assert stream.consumed_groups == stream.version * groups_per_step
-    reached = set(range(stream._next_task)) - set(consumed)
+    reached = set(range(stream.cursor.next_index)) - set(consumed)
     assert set(world.trained) | set(stream.groups) <= reached
     assert len(reached) == len(world.trained) + len(stream.groups) + sum(stream.dropped.values()), "no hole is left out"
 

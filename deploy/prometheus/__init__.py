@@ -1,0 +1,1 @@
+"""Prometheus for a run: configuration, recording rules, alerts, and a command that starts it."""

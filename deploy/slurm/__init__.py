@@ -1,0 +1,1 @@
+"""Runs on a Slurm cluster: `python -m deploy.slurm up|scale|status|logs|drain|down`."""

@@ -1,0 +1,174 @@
+"""The quickstart experiment on a real Slurm of three virtual nodes, of which one dies while the run goes on."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import SlurmCluster, missing
+
+from learner.broker.inspect import inspect
+
+ROOT = Path(__file__).parents[2]
+STEPS, GROUPS = 40, 16
+TINY = [
+    "experiment=quickstart",
+    "task.digits=1",
+    "sft.steps=150",
+    "sft.evaluate=0",
+    "sampling.max_tokens=24",
+    f"stream.groups_per_step={GROUPS}",
+    "stream.silence_seconds=10",
+    "optimizer.lr=1e-3",
+    "checkpoint.every=4",
+    f"learner.steps={STEPS}",
+    "learner.target_reward=0",
+    "learner.samples_per_step=1000",
+    "engine.max_num_seqs=1",
+    "actor.room=16",  # slow actors: there is time to do something to them
+    "engine.kv_cache_bytes=67108864",
+    "slurm.shared=true",
+    "slurm.notice_seconds=60",
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(bool(missing()), reason=f"no Slurm here: {missing()}"),
+]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[SlurmCluster]:
+    with SlurmCluster(tmp_path / "slurm") as started:
+        yield started
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            assert str(tmp_path).encode() not in command, f"left behind: {command!r}"
+
+
+class Launched:
+    """A run on the cluster."""
+
+    def __init__(self, cluster: SlurmCluster, directory: Path) -> None:
+        self.cluster, self.directory = cluster, directory
+
+    def launcher(self, command: str, *words: str, fails: bool = False) -> str:
+        """`python -m deploy.slurm command …`, and what it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.slurm", command, *words, f"run.dir={self.directory}"],
+            cwd=ROOT,
+            env=self.cluster.environment,
+            text=True,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def rows(self) -> list[Any]:
+        """The lines of metrics.jsonl."""
+        path = self.directory / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def peers(self) -> dict[str, Any]:
+        """Who is joined to the broker, by name."""
+        try:
+            http = json.loads((self.directory / "broker.json").read_text())["http"]
+            with urllib.request.urlopen(f"{http}/status", timeout=5) as answer:
+                return {peer["name"]: peer for peer in json.load(answer)["peers"]}
+        except (OSError, urllib.error.URLError, ValueError):
+            return {}
+
+    def job(self, name: str) -> tuple[str, str]:
+        """Number and node of a role's job that runs; empty texts when none does."""
+        role, _, index = name.partition("-")
+        lines = self.cluster.ask("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%A|%K|%j|%N")
+        for number, task, job, node in (line.split("|") for line in lines.splitlines()):
+            if job.startswith(f"{role}@") and task == (index or task):
+                return number, node
+        return "", ""
+
+    def actors(self) -> set[str]:
+        """The actors that sample: joined, with weights."""
+        return {name for name, peer in self.peers().items() if peer["role"] == "actor"}
+
+    def until(self, true: Any, what: str, seconds: float = 300.0) -> None:
+        """Wait, and do not let requeued jobs wait."""
+
+        def hurried() -> bool:
+            self.cluster.hurry()
+            return bool(true())
+
+        self.cluster.until(hurried, seconds, what, self.shown)
+
+    def shown(self) -> str:
+        """What there is to know when something does not come."""
+        logs = [f"--- {path.name}\n{path.read_text()[-1500:]}" for path in sorted((self.directory / "logs").iterdir())]
+        return "\n".join([self.cluster.ask("squeue"), *logs])
+
+
+def test_a_run_is_scaled_loses_a_node_and_its_learner_and_ends_with_its_reward_and_ledger(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = Launched(cluster, tmp_path / "run")
+    said = run.launcher("up", *TINY)
+    assert re.search(r"jobs: cold_start \d+, learner \d+, actor \d+, verifier \d+", said)
+    run.until(lambda: len(run.rows()) >= 2, "two steps are trained")
+    assert "jobs of this run are in the queue" in run.launcher("up", *TINY, "resume=true", fails=True)
+
+    assert "actors=3: 2 submitted (1-2)" in run.launcher("scale", "actors=3")
+    run.until(lambda: run.actors() == {"actor-0", "actor-1", "actor-2"}, "three actors are there")
+    learners_node = run.job("learner")[1]
+    places = {name: run.job(name)[1] for name in sorted(run.actors())}
+    assert len({learners_node, *places.values()}) == 3, "the run is on all nodes"
+
+    victim, dead = next((name, node) for name, node in places.items() if node != learners_node)
+    cluster.kill_node(dead)
+    run.until(lambda: run.job(victim)[1] not in ("", dead), f"{victim} runs on another node than {dead}")
+    run.until(lambda: victim in run.actors(), f"{victim} is back")
+    cluster.start_node(dead)
+
+    steps = len(run.rows())
+    number, _ = run.job("learner")
+    cluster.ask("scontrol", "update", f"nodename={learners_node}", "state=drain", "reason=test")
+    cluster.ask("scontrol", "requeue", number)
+    run.until(lambda: run.job("learner")[1] not in ("", learners_node), f"the learner left {learners_node}")
+    run.until(lambda: len(run.rows()) > steps + 1, "the requeued learner trains on")
+    assert "running" in run.launcher("status")
+
+    assert "told to leave: 2, 1" in run.launcher("scale", "actors=1")
+    run.until(lambda: run.actors() <= {"actor-0"}, "one actor is left")
+    run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue", 600)
+
+    rows, summary = run.rows(), json.loads((run.directory / "summary.json").read_text())
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    rewards = [row["reward_mean"] for row in rows]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1, rewards
+    assert max(row["staleness_max"] for row in rows) <= 2
+    assert {row["actors"] for row in rows} >= {1, 3}
+    samples = [json.loads(line) for line in (run.directory / "samples.jsonl").read_text().splitlines()]
+    trained = [sample["group_id"] for sample in samples]
+    ledger = inspect(run.directory)
+    assert sorted({*trained, *ledger.dropped}) == list(range(ledger.next_group))
+    assert set(trained).isdisjoint(ledger.dropped)
+    assert (len(set(trained)), ledger.groups_trained, ledger.policy_version) == (STEPS * GROUPS, STEPS * GROUPS, STEPS)
+    assert summary["steps"] == STEPS
+
+    job = (run.directory / "logs" / "learner-job.log").read_text()
+    assert "start 2)" in job
+    assert "a checkpoint" in (run.directory / "logs" / "learner-0.log").read_text()
+    assert "the broker has moved" in (run.directory / "logs" / "actor-0.log").read_text()
+    assert "finished" in run.launcher("status")
