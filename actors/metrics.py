@@ -35,6 +35,9 @@ weights_relayed_bytes = Counter("actor_weights_relayed_bytes_total", "Bytes of w
 weight_sources_lost = Counter(
     "actor_weight_sources_lost_total", "Actors, of which weights were fetched, that fell silent"
 )
+weight_versions_not_broadcast = Counter(
+    "actor_weight_versions_not_broadcast_total", "Versions that a broadcast did not bring, fetched instead"
+)
 weight_versions_given_up = Counter("actor_weight_versions_given_up_total", "Versions that did not come, or not in time")
 leases_overdue = Counter("actor_leases_overdue_total", "Leases aborted at their deadline")
 leases_failed = Counter("actor_leases_failed_total", "Leases that no actor can fulfil", ["reason"])

@@ -74,8 +74,9 @@ class Line:
     # ------------------------------------------------------------ out
 
     def say(self, message: Message) -> None:
-        """Send what may be lost with the broker."""
-        self.dealer.send(message)
+        """Send what may be lost with the broker: while it is away, and nothing then overtakes what waits for it."""
+        if self._joined or isinstance(message, Goodbye):
+            self.dealer.send(message)
 
     def say_surely(self, message: Sure) -> None:
         """Send what must arrive: again, if need be, until it is acknowledged."""

@@ -46,7 +46,7 @@ def main(tree: DictConfig) -> None:
         security.lock(config.security, config.broker, "verifier")
         address = own_address(awaited(config.broker, config.verifier.welcome_seconds))
         port = start_http_server(config.metrics_port, addr=address)[0].server_port
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"verifier: {error}")
     verifier = config.verifier
     sandbox = _sandbox(config)

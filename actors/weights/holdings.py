@@ -110,11 +110,6 @@ class Holdings:
             self.versions[shard] = self.goal.version if found == spec.checksum else UNKNOWN
         return self.missing
 
-    def lost(self) -> None:
-        """Nobody knows what was written into `data`."""
-        self.checksums = [""] * len(self.checksums)
-        self.versions = [UNKNOWN] * len(self.versions)
-
     def _apply(self, arrived: Shard) -> None:
         shard = arrived.shard
         view = self.bytes_of(shard)

@@ -166,6 +166,7 @@ TROUBLE = Row(
             queries=(
                 Query(f"sum(increase(actor_weight_shards_corrupt_total{CHOSEN}[10m]))", "corrupt shards"),
                 Query(f"sum(increase(actor_weight_sources_lost_total{CHOSEN}[10m]))", "sources lost"),
+                Query(f"sum(increase(actor_weight_versions_not_broadcast_total{CHOSEN}[10m]))", "broadcasts failed"),
                 Query(f"sum(increase(actor_weight_versions_given_up_total{CHOSEN}[10m]))", "versions given up"),
             ),
         ),

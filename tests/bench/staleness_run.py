@@ -137,7 +137,7 @@ class Actor:
 
     def _verdict(self, reward: str, reference: str, metadata: dict[str, Any], text: str) -> Verdict:
         parts: dict[str, float] = {}
-        for name in (expression := parse(reward)).weights:
+        for name in (expression := parse(reward)).names:
             value, _, reason = judge(name, text, reference, metadata)
             if value is None:
                 raise RuntimeError(f"reward {name} of {text!r} is void: {reason}")

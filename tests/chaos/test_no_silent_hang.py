@@ -81,8 +81,9 @@ def test_a_run_in_which_all_prompts_are_impossible_ends_for_all_with_the_reason(
     with run_in(tmp_path, **SHORT | options, stream__drops_in_a_row=20) as run:
         run.start_broker()
         run.start_learner()
-        run.start_actor("actor-0")
         run.start_verifier("verifier-0")
+        run.until(lambda: "verifier-0 joined" in run.log("broker"), "the verifier is there to hear it")
+        run.start_actor("actor-0")
         reason = re.compile(r"the run.*: (\d\d) groups in a row were dropped \(prompt_impossible \1\)")
         for name in run.processes:
             assert run.ended(name) == 1

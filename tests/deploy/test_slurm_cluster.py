@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -120,6 +121,20 @@ class Launched:
         return "\n".join([self.cluster.ask("squeue"), *logs])
 
 
+def demand_ledger(run: Launched, steps: int) -> None:
+    """Every step is there once; every group was trained once, or dropped."""
+    rows, summary = run.rows(), json.loads((run.directory / "summary.json").read_text())
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    assert max(row["staleness_max"] for row in rows) <= 2
+    samples = [json.loads(line) for line in (run.directory / "samples.jsonl").read_text().splitlines()]
+    trained = [sample["group_id"] for sample in samples]
+    ledger = inspect(run.directory)
+    assert sorted({*trained, *ledger.dropped}) == list(range(ledger.next_group))
+    assert set(trained).isdisjoint(ledger.dropped)
+    assert (len(set(trained)), ledger.groups_trained, ledger.policy_version) == (steps * GROUPS, steps * GROUPS, steps)
+    assert summary["steps"] == steps
+
+
 def test_a_run_is_scaled_loses_a_node_and_its_learner_and_ends_with_its_reward_and_ledger(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -153,22 +168,56 @@ def test_a_run_is_scaled_loses_a_node_and_its_learner_and_ends_with_its_reward_a
     run.until(lambda: run.actors() <= {"actor-0"}, "one actor is left")
     run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue", 600)
 
-    rows, summary = run.rows(), json.loads((run.directory / "summary.json").read_text())
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    rewards = [row["reward_mean"] for row in rows]
+    demand_ledger(run, STEPS)
+    rewards = [row["reward_mean"] for row in run.rows()]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1, rewards
-    assert max(row["staleness_max"] for row in rows) <= 2
-    assert {row["actors"] for row in rows} >= {1, 3}
-    samples = [json.loads(line) for line in (run.directory / "samples.jsonl").read_text().splitlines()]
-    trained = [sample["group_id"] for sample in samples]
-    ledger = inspect(run.directory)
-    assert sorted({*trained, *ledger.dropped}) == list(range(ledger.next_group))
-    assert set(trained).isdisjoint(ledger.dropped)
-    assert (len(set(trained)), ledger.groups_trained, ledger.policy_version) == (STEPS * GROUPS, STEPS * GROUPS, STEPS)
-    assert summary["steps"] == STEPS
-
+    assert {row["actors"] for row in run.rows()} >= {1, 3}
     job = (run.directory / "logs" / "learner-job.log").read_text()
     assert "start 2)" in job
     assert "a checkpoint" in (run.directory / "logs" / "learner-0.log").read_text()
     assert "the broker has moved" in (run.directory / "logs" / "actor-0.log").read_text()
     assert "finished" in run.launcher("status")
+
+
+def test_a_time_limit_is_met_by_a_checkpoint_and_a_drained_run_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = Launched(cluster, tmp_path / "run")
+    run.launcher("up", *TINY, "learner.steps=400", "jobs.learner.time=3", "checkpoint.every=100")
+    said = run.directory / "logs" / "learner-job.log"
+    run.until(lambda: said.exists() and "the time limit is near, a checkpoint is written" in said.read_text(), "notice")
+    saved = len(run.rows())
+    assert f"{saved} steps are in a checkpoint" in (run.directory / "logs" / "learner-0.log").read_text()
+    run.until(lambda: len(run.rows()) > saved + 1, "the requeued learner trains on")
+    assert [row["step"] for row in run.rows()] == list(range(1, len(run.rows()) + 1))
+
+    assert "all have left" in run.launcher("drain")
+    assert "drained; go on with resume=true" in run.launcher("status")
+    drained = len(run.rows())
+    assert f"{drained} steps are in a checkpoint" in (run.directory / "logs" / "learner-0.log").read_text()
+    for name in ("actor-0", "verifier-0"):
+        assert "left, as it was told" in (run.directory / "slurm" / "state" / name).read_text()
+
+    run.launcher("up", *TINY, f"learner.steps={drained + 2}", "resume=true")
+    run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue")
+    demand_ledger(run, drained + 2)
+
+
+def test_what_this_cluster_cannot_do_is_refused_with_a_sentence(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = Launched(cluster, tmp_path / "run")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    words = [f"model={tmp_path / 'model'}", "slurm.shared=true"]
+    for word, sentence in (
+        ("slurm.partition=gpu", "slurm: slurm.partition=gpu: the cluster has no partition gpu, but main"),
+        ("jobs.actor.gres=gpu:1", "slurm: sbatch: Invalid generic resource"),
+        ("learner.nodes=4", "slurm: sbatch: "),
+    ):
+        assert sentence in run.launcher("up", *words, word, fails=True)
+    assert not cluster.ask("squeue", "--noheader").strip()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run.launcher("up", *words, f"broker=tcp://node:{port}")
+        run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue", 120)
+    shown = run.launcher("status")
+    assert f"the broker did not start: broker: cannot listen on tcp://127.0.0.1:{port}: Address already in use" in shown

@@ -55,10 +55,15 @@ class MortalBroker:
         self.router = Router("tcp://127.0.0.1:*")
         self.peer = b""
 
+    def vanish(self) -> None:
+        """The watch over the connections goes first, or libzmq's thread would wait for its reader for ever."""
+        self.router.connections.close()
+        self.router.socket.close(0)
+
     def die(self) -> None:
         """And come back: nobody of before is known."""
         address = self.router.address
-        self.router.socket.close(0)
+        self.vanish()
         self.peer = b""
         end = Deadline(SECONDS)
         while True:  # the old one closes its port in another thread
@@ -71,7 +76,7 @@ class MortalBroker:
 
     def move(self) -> None:
         """Die, and come back elsewhere."""
-        self.router.socket.close(0)
+        self.vanish()
         self.peer, self.router = b"", Router("tcp://127.0.0.1:*")
 
     def take(self, seconds: float = 0.0) -> Message | None:
@@ -93,7 +98,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalBroker]:
     monkeypatch.setattr(protocol.line, "RETRY_SECONDS", 0.1)
     broker = MortalBroker()
     yield broker
-    broker.router.socket.close(0)
+    broker.vanish()
 
 
 def joined(
@@ -169,7 +174,7 @@ def test_who_comes_too_late_is_told_how_the_run_ended(broker: MortalBroker) -> N
 
 
 def test_an_absent_broker_is_waited_for_as_long_as_was_said_and_no_longer(broker: MortalBroker) -> None:
-    broker.router.socket.close(0)
+    broker.vanish()
     began = Deadline(SECONDS)
     with pytest.raises(PeerSilent, match=r"no broker answered at .* within 0\.3 s: check the address"):
         Line(broker.router.address, HELLO, welcome_seconds=0.3)
@@ -187,6 +192,7 @@ def test_what_was_not_acknowledged_is_said_again_in_order_and_then_what_stands(b
     broker.say(WhoAreYou())
     pump(line, broker, lambda message: isinstance(message, Hello))
     line.say_surely(failed(4))  # it is kept until there is a Welcome
+    line.say(LeaseRequest(capacity=6))  # and not overtaken meanwhile
     broker.say(welcome())
     heard = pump(line, broker, lambda message: isinstance(message, LeaseRequest))
     assert heard == [replace(failed(number), seq=number + 1) for number in (2, 3, 4)] + [LeaseRequest(capacity=7)]
@@ -327,7 +333,7 @@ def test_a_broker_that_comes_back_with_another_run_is_left(broker: MortalBroker)
 
 def test_a_broker_that_does_not_come_back_is_an_error_in_the_time_that_it_named(broker: MortalBroker) -> None:
     line = joined(broker, welcome(silence=0.2, back=0.6))
-    broker.router.socket.close(0)
+    broker.vanish()
     waits = set()
     with pytest.raises(PeerSilent, match=r"was silent for 0\.6 s"):
         live(line, lambda: waits.add(line.away))
@@ -340,7 +346,7 @@ def test_time_in_which_this_process_was_stopped_is_no_silence_of_the_broker(brok
     time.sleep(1.0)
     line.tick(Heartbeat)
     pump(line, broker, lambda message: isinstance(message, Heartbeat))
-    broker.router.socket.close(0)
+    broker.vanish()
     with pytest.raises(PeerSilent, match=r"was silent for 0\.6 s"):
         live(line, lambda: time.sleep(0.15))  # slow, but not asleep
     line.close()
