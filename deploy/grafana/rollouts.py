@@ -22,7 +22,7 @@ SAMPLING = Row(
         ),
         Panel(
             title="Busy",
-            says="Share of its time in which each engine works, and in which it has nothing to decode; the rest is weights.",
+            says="Share of its time in which each engine works, or has nothing to decode; the rest is weights.",
             unit="share",
             highest=1.0,
             queries=(

@@ -11,7 +11,13 @@ from deploy.local.config import CHECKS, ROOTS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "deploy" / "kubernetes" / "config"
-MODULES = {"learner.broker": "broker", "learner": "learner", "actors": "actor", "verifier": "verifier", "learner.sft": "sft"}
+MODULES = {
+    "learner.broker": "broker",
+    "learner": "learner",
+    "actors": "actor",
+    "verifier": "verifier",
+    "learner.sft": "sft",
+}
 
 
 def role_of(words: Sequence[str]) -> str | None:

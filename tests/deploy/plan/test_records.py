@@ -36,7 +36,13 @@ def run(tmp_path: Path) -> Path:
 def step(number: int, **changed: Any) -> dict[str, Any]:
     """One of those steps."""
     seconds = {"receive": 1.0, "train": 1.0, "total": 2.0}
-    fields = {"actors": 1, "verifiers": 1, "length_mean": 100.0, "generated_tokens": 3200 * number, "groups_dropped": {}}
+    fields = {
+        "actors": 1,
+        "verifiers": 1,
+        "length_mean": 100.0,
+        "generated_tokens": 3200 * number,
+        "groups_dropped": {},
+    }
     return row(number, seconds=seconds, **fields | changed)
 
 
@@ -101,7 +107,8 @@ def test_a_file_that_holds_no_rates_is_refused_with_the_cure(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [("actor", {"max_num_seqs": 0}), ("stream", {"dropped_share": 1.0}), ("learner", {"step_seconds": -1.0})]
+    ("name", "part"),
+    [("actor", {"max_num_seqs": 0}), ("stream", {"dropped_share": 1.0}), ("learner", {"step_seconds": -1.0})],
 )
 def test_rates_that_no_run_can_have_are_refused(name: str, part: dict[str, float]) -> None:
     good = made_rates()
@@ -141,11 +148,15 @@ def look(second: float, steps: float, batch: float, idle: float) -> Look:
         "actor_weight_swap_seconds_sum": 0.0,
         "actor_weight_swap_seconds_count": 0.0,
     }
-    return {"actor-0": actor, "verifier-0": {CLOCK: second, "verifier_check_seconds_sum": second, "verifier_verdicts_total": 4 * second}}
+    return {
+        "actor-0": actor,
+        "verifier-0": {CLOCK: second, "verifier_check_seconds_sum": second, "verifier_verdicts_total": 4 * second},
+    }
 
 
 def test_looks_become_rates_and_a_look_that_was_held_up_does_not_count() -> None:
-    # 100 steps of 10, then 50 of 40, then a pause of the machine, then 100 of 10: a step takes 0.01 s + 0.001 s a rollout
+    # 100 steps of 10, then 50 of 40, then a pause of the machine, then 100 of 10; a step takes
+    # 0.01 s + 0.001 s a rollout
     looks = [
         look(0.0, 0, 0, 0.0),
         look(5.0, 100, 1000, 3.0),
