@@ -79,7 +79,7 @@ def evaluate(base: Rates, looks: list[Look]) -> Rates:
         for old, new in _unpaused([pair for before, after in pairwise(looks) for pair in _both(before, after)])
         if "actor_step_seconds_count" in new
     ]
-    step_seconds, rollout_seconds, note = records.engine_step(intervals)
+    step_seconds, rollout_seconds, note = records.engine_step(intervals, base.actor.max_num_seqs)
     whole = list(_both(looks[0], looks[-1]))
 
     def mean(numerator: str, denominator: str) -> float:

@@ -118,24 +118,28 @@ def test_rates_that_no_run_can_have_are_refused(name: str, part: dict[str, float
 
 def test_the_two_parts_of_an_engine_step_are_told_apart_where_batches_differ() -> None:
     intervals = [Interval(100, 100 * batch, 100 * (0.02 + 0.001 * batch)) for batch in (8, 20, 60)]
-    fixed, slope, note = engine_step(intervals)
+    fixed, slope, note = engine_step(intervals, 64)
     assert (fixed, slope, note) == (pytest.approx(0.02), pytest.approx(0.001), "")
 
 
-def test_where_all_batches_were_alike_a_step_is_taken_to_grow_with_them() -> None:
-    fixed, slope, note = engine_step([Interval(100, 100 * 50, 7.0), Interval(50, 50 * 51, 3.6)])
+def test_where_all_batches_were_alike_the_worse_is_assumed_of_those_that_were_not_seen() -> None:
+    intervals = [Interval(100, 100 * 50, 7.0), Interval(50, 50 * 51, 3.6)]
+    fixed, slope, note = engine_step(intervals, 64)
+    assert (fixed, slope) == (pytest.approx(10.6 / 150), 0.0)
+    assert note == "an engine step is taken to be as long with fewer rollouts, for all had about 50 rollouts"
+    fixed, slope, note = engine_step(intervals, 128)
     assert (fixed, slope) == (0.0, pytest.approx(10.6 / 7550))
     assert "in proportion" in note
 
 
 def test_a_slope_that_noise_made_impossible_is_none() -> None:
-    fixed, slope, _ = engine_step([Interval(100, 1000, 5.0), Interval(100, 5000, 3.0)])
+    fixed, slope, _ = engine_step([Interval(100, 1000, 5.0), Interval(100, 5000, 3.0)], 64)
     assert (fixed, slope) == (0.04, 0.0)
 
 
 def test_a_run_in_which_nothing_happens_cannot_be_measured() -> None:
     with pytest.raises(ValueError, match="no actor sampled anything"):
-        engine_step([Interval(0, 0, 0)])
+        engine_step([Interval(0, 0, 0)], 64)
 
 
 def look(second: float, steps: float, batch: float, idle: float) -> Look:
