@@ -135,8 +135,8 @@ def engine_step(intervals: Sequence[Interval], most: int) -> tuple[float, float,
     """`step_seconds` and `rollout_seconds` of the line through the mean batch with the slope of least squares.
 
     The third is a note when the batch hardly varied, so that the slope is not to be known. Then the worse is assumed of
-    what was not seen: of nearly full batches (`most` is a full one) that smaller ones take as long, of small batches that
-    larger ones take longer in proportion. Raises `ValueError` when no actor did anything.
+    what was not seen: of nearly full batches (`most` is a full one) that smaller ones take as long, of small batches
+    that larger ones take longer in proportion. Raises `ValueError` when no actor did anything.
     """
     used = [each for each in intervals if each.steps > 0]
     total = Interval(*(sum(getattr(each, name) for each in used) for name in Interval.__slots__))
