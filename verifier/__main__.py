@@ -21,6 +21,7 @@ from protocol.messages import Hello
 from protocol.sockets import own_address
 from verifier import metrics
 from verifier.config import VerifierRoot, check
+from verifier.cores import cores
 from verifier.pool import Pool, PoolBroken
 from verifier.sandbox.program import Limits
 from verifier.sandbox.run import SandboxError
@@ -49,21 +50,30 @@ def main(tree: DictConfig) -> None:
     except (ValueError, OSError, ProtocolError) as error:
         sys.exit(f"verifier: {error}")
     verifier = config.verifier
+    verifier.workers = verifier.workers or cores()
     sandbox = _sandbox(config)
     strict = config.sandbox.require == "strict"
     starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, strict=strict)
     try:
         _say(sandbox.walls, starter.walls)
-        pool = Pool(starter, workers=verifier.workers, checks_per_worker=verifier.checks_per_worker, sandbox=sandbox)
+        pool = Pool(
+            starter,
+            workers=verifier.workers,
+            checks_per_worker=verifier.checks_per_worker,
+            sandbox=sandbox,
+            patience_seconds=verifier.patience_seconds,
+            retries=verifier.retries,
+        )
         service = Service(
             config.broker,
             pool,
             _hello(config, address, port),
             capacity=verifier.workers * verifier.backlog,
             welcome_seconds=verifier.welcome_seconds,
+            drain_seconds=verifier.drain_seconds,
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: service.stop(f"got {signal.Signals(received).name}"))
+        signal.signal(signal.SIGTERM, lambda *_: service.drain("got SIGTERM"))
+        signal.signal(signal.SIGINT, lambda *_: service.stop("got SIGINT"))
         service.run()
     except (ValueError, ProtocolError, PoolBroken, SandboxError) as error:
         sys.exit(f"verifier: {error}")

@@ -12,13 +12,23 @@ class VerifierConfig:
     """The verifier's pool."""
 
     name: str = option("", "unique name in the run; empty: verifier-<host>-<pid>")
-    workers: int = option(1, "worker processes")
+    workers: int = option(0, "worker processes; 0: one for each core that this process may use")
     welcome_seconds: float = option(30.0, "longest wait for the broker to answer Hello")
     backlog: int = option(32, "jobs held a worker, running one included")
     memory_bytes: int = option(
         2 * 2**30, "address space of one worker; more is an error of the check, not of the service"
     )
     checks_per_worker: int = option(10000, "checks after which a worker is replaced")
+    patience_seconds: float = option(
+        10.0,
+        "a job lets shorter ones that came up to so long after it go first, a third of the broker's silence_seconds at "
+        "most; 0: in the order of arrival",
+    )
+    retries: int = option(
+        2,
+        "times that a check is tried again after the host failed it (sandbox, lost worker, no CPU), before it is void",
+    )
+    drain_seconds: float = option(20.0, "time to finish what it has after SIGTERM; a second one ends it at once")
 
 
 REQUIREMENTS = ("strict", "best_effort")
@@ -54,9 +64,14 @@ def check(config: VerifierRoot) -> None:
     """Refuse, with the reason, what could not work. Raises `ValueError`."""
     check_security(config.security)
     verifier = config.verifier
-    for name in ("workers", "backlog", "checks_per_worker"):
+    if verifier.workers < 0:
+        raise ValueError(f"verifier.workers={verifier.workers}: must be 0 (one a core) or more")
+    for name in ("backlog", "checks_per_worker"):
         if getattr(verifier, name) < 1:
             raise ValueError(f"verifier.{name}={getattr(verifier, name)}: must be at least 1")
+    for name in ("patience_seconds", "retries", "drain_seconds"):
+        if not getattr(verifier, name) >= 0:
+            raise ValueError(f"verifier.{name}={getattr(verifier, name)}: must be 0 or more")
     if verifier.memory_bytes < 256 * 2**20:
         raise ValueError(f"verifier.memory_bytes={verifier.memory_bytes}: Python with sympy needs at least 256 MiB")
     if verifier.welcome_seconds <= 0:
