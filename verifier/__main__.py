@@ -27,6 +27,7 @@ from verifier.sandbox.program import Limits
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
 from verifier.sandbox.walls import WALLS, Walls
+from verifier.scoring.scorer import ModelScorer
 from verifier.service import Service
 from verifier.starter import Zygote
 
@@ -53,14 +54,18 @@ def main(tree: DictConfig) -> None:
     verifier.workers = verifier.workers or cores()
     sandbox = _sandbox(config)
     strict = config.sandbox.require == "strict"
+    scorer = ModelScorer(config.reward_model) if config.reward_model.path else None
     starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, strict=strict)
     try:
         _say(sandbox.walls, starter.walls)
+        if scorer:
+            scorer.await_ready()
         pool = Pool(
             starter,
             workers=verifier.workers,
             checks_per_worker=verifier.checks_per_worker,
             sandbox=sandbox,
+            scorer=scorer,
             patience_seconds=verifier.patience_seconds,
             retries=verifier.retries,
         )
@@ -68,7 +73,7 @@ def main(tree: DictConfig) -> None:
             config.broker,
             pool,
             _hello(config, address, port),
-            capacity=verifier.workers * verifier.backlog,
+            capacity=max(verifier.workers * verifier.backlog, 2 * config.reward_model.batch_jobs if scorer else 0),
             welcome_seconds=verifier.welcome_seconds,
             drain_seconds=verifier.drain_seconds,
         )
@@ -78,6 +83,8 @@ def main(tree: DictConfig) -> None:
     except (ValueError, ProtocolError, PoolBroken, SandboxError) as error:
         sys.exit(f"verifier: {error}")
     finally:
+        if scorer:
+            scorer.close()
         starter.close()
         sandbox.close()
 

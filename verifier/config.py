@@ -49,6 +49,28 @@ class SandboxConfig:
     readable: list[str] = option([], "files and folders that it may read besides the interpreter and its libraries")
 
 
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MOST_BATCH_JOBS = 64  # what is said of them must fit into one message
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardModelConfig:
+    """Reward `reward_model`: a HF checkpoint for sequence classification with one label, served beside the workers."""
+
+    path: str = option("", "folder of the checkpoint and its tokenizer; empty: no reward model is served")
+    chat_template: str = option("", "Jinja file; empty: the tokenizer's own")
+    device: str = option("auto", "`cpu`, `cuda`, or `auto`: CUDA where there is a device")
+    dtype: str = option("auto", "`float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on CUDA, else float32")
+    threads: int = option(1, "threads on the CPU")
+    longest_tokens: int = option(4096, "longest conversation; a completion that makes it longer gets 0")
+    batch_jobs: int = option(32, f"jobs judged together, at most; {MOST_BATCH_JOBS} can be")
+    batch_tokens: int = option(32768, "tokens that go through the model together, padding included")
+    centre: float = option(0.0, "the reward is sigmoid((score − centre) / width): the score that is worth one half")
+    width: float = option(1.0, "see centre: what makes a difference in the scores of this model")
+    load_seconds: float = option(300.0, "longest time for the model to load")
+
+
 @dataclass(kw_only=True, slots=True)
 class VerifierRoot:
     """All that `python -m verifier` reads."""
@@ -57,6 +79,7 @@ class VerifierRoot:
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
@@ -76,6 +99,7 @@ def check(config: VerifierRoot) -> None:
         raise ValueError(f"verifier.memory_bytes={verifier.memory_bytes}: Python with sympy needs at least 256 MiB")
     if verifier.welcome_seconds <= 0:
         raise ValueError(f"verifier.welcome_seconds={verifier.welcome_seconds}: must be above 0")
+    _check_reward_model(config.reward_model)
     sandbox = config.sandbox
     if sandbox.require not in REQUIREMENTS:
         raise ValueError(f"sandbox.require={sandbox.require}: must be one of {', '.join(REQUIREMENTS)}")
@@ -87,3 +111,21 @@ def check(config: VerifierRoot) -> None:
     for path in sandbox.readable:
         if not os.path.isabs(path) or not os.path.exists(path):
             raise ValueError(f"sandbox.readable: {path!r} must be the absolute path of something that exists")
+
+
+def _check_reward_model(model: RewardModelConfig) -> None:
+    if model.path and not os.path.isfile(os.path.join(model.path, "config.json")):
+        raise ValueError(f"reward_model.path={model.path}: must be a folder with the config.json of a HF checkpoint")
+    if model.chat_template and not os.path.isfile(model.chat_template):
+        raise ValueError(f"reward_model.chat_template={model.chat_template}: is not a file")
+    for name, choices in (("device", DEVICES), ("dtype", DTYPES)):
+        if getattr(model, name) not in choices:
+            raise ValueError(f"reward_model.{name}={getattr(model, name)}: must be one of {', '.join(choices)}")
+    for name in ("threads", "longest_tokens", "batch_jobs", "batch_tokens"):
+        if getattr(model, name) < 1:
+            raise ValueError(f"reward_model.{name}={getattr(model, name)}: must be at least 1")
+    if model.batch_jobs > MOST_BATCH_JOBS:
+        raise ValueError(f"reward_model.batch_jobs={model.batch_jobs}: {MOST_BATCH_JOBS} at most")
+    for name in ("width", "load_seconds"):
+        if not getattr(model, name) > 0:
+            raise ValueError(f"reward_model.{name}={getattr(model, name)}: must be above 0")

@@ -20,6 +20,10 @@ retries = Counter(
     "Checks tried again after the host failed them: sandbox, lost, starved, model",
     ["reason"],
 )
+model_batch_jobs = Histogram(
+    "verifier_model_batch_jobs", "Jobs that the reward model judged together", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
+model_tokens = Counter("verifier_model_tokens_total", "Tokens that the reward model read, padding left out")
 verdicts = Counter("verifier_verdicts_total", "Verdicts sent: reward, void", ["outcome"])
 workers_ended = Counter(
     "verifier_workers_killed_total", "Workers ended and replaced: timeout, memory, starved, lost, renewed", ["reason"]

@@ -70,9 +70,6 @@ class Scorer(Protocol):
     def watched(self) -> list[tuple[int, bool]]:
         """As `Pool.watched`."""
 
-    def close(self) -> None:
-        """End the process."""
-
 
 @dataclass(slots=True)
 class _Case:
@@ -228,8 +225,6 @@ class Pool:
         for slot in self._slots:
             slot.channel.close()
         self._starter.close()
-        if self._scorer:
-            self._scorer.close()
 
     # ------------------------------------------------------------ reports
 
