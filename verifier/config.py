@@ -49,6 +49,17 @@ class SandboxConfig:
     readable: list[str] = option([], "files and folders that it may read besides the interpreter and its libraries")
 
 
+@dataclass(kw_only=True, slots=True)
+class CustomConfig:
+    """Reward `custom`: a function of the user's."""
+
+    function: str = option("", "`package.module:name`, called with text, reference and metadata; empty: none")
+    path: list[str] = option([], "folders in which the module is looked for, before Python's own path")
+    trusted: bool = option(
+        False, "import it into the workers; else it runs in the sandbox, in a fresh process for each check"
+    )
+
+
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MOST_BATCH_JOBS = 64  # what is said of them must fit into one message
@@ -79,6 +90,7 @@ class VerifierRoot:
     metrics_port: int = option(0, "port of the Prometheus exporter; 0: a free one")
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    custom: CustomConfig = field(default_factory=CustomConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
@@ -100,6 +112,9 @@ def check(config: VerifierRoot) -> None:
     if verifier.welcome_seconds <= 0:
         raise ValueError(f"verifier.welcome_seconds={verifier.welcome_seconds}: must be above 0")
     _check_reward_model(config.reward_model)
+    for folder in config.custom.path:
+        if not os.path.isdir(folder):
+            raise ValueError(f"custom.path: {folder!r} is not a folder")
     sandbox = config.sandbox
     if sandbox.require not in REQUIREMENTS:
         raise ValueError(f"sandbox.require={sandbox.require}: must be one of {', '.join(REQUIREMENTS)}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from verifier_doubles import ROOT, StartVerifier, Verifier, children, command_line
 
 from protocol.clock import Deadline, pause
@@ -51,6 +51,7 @@ def build(folder: Path, architecture: str = "llama", labels: int = 1, template: 
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
+        "num_key_value_heads": 2,
         "max_position_embeddings": 512,
         "num_labels": labels,
         "pad_token_id": 0,
@@ -71,11 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[RewardModel]:
-    threads = torch.get_num_threads()
-    yield RewardModel.load(RewardModelConfig(path=str(folder), device="cpu", width=5.0))
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+def model(folder: Path) -> RewardModel:
+    return RewardModel.load(RewardModelConfig(path=str(folder), device="cpu", width=5.0))
 
 
 def talk(text: str, question: str = "why?") -> list[dict[str, str]]:
@@ -87,7 +85,6 @@ def talk(text: str, question: str = "why?") -> list[dict[str, str]]:
 def test_scores_in_batches_are_those_one_by_one(tmp_path: Path, architecture: str, batch_tokens: int) -> None:
     folder = build(tmp_path / architecture, architecture)
     model = RewardModel.load(RewardModelConfig(path=str(folder), device="cpu", batch_tokens=batch_tokens))
-    torch.use_deterministic_algorithms(False)
     sequences = [model.encode(talk(text)) for text in WORDS]
     together, one_by_one = model.logits(sequences), [model.logits([each])[0] for each in sequences]
     assert together == pytest.approx(one_by_one, abs=1e-5)
@@ -120,7 +117,6 @@ def test_a_completion_cannot_end_its_message_or_begin_another(model: RewardModel
 
 def test_a_completion_that_is_too_long_gets_nothing_and_a_prompt_that_is_too_long_is_void(folder: Path) -> None:
     model = RewardModel.load(RewardModelConfig(path=str(folder), device="cpu", longest_tokens=40))
-    torch.use_deterministic_algorithms(False)
     with pytest.raises(BadAnswer, match="more than 40 are not judged"):
         model.encode(talk("x" * 60))
     with pytest.raises(BadTask, match=r"what precedes the completion has more than .*longest_tokens=40"):
@@ -182,13 +178,13 @@ def test_a_checkpoint_without_a_scalar_head_or_a_template_is_refused(tmp_path: P
     headless = tmp_path / "headless"
     network = AutoModelForSequenceClassification.from_pretrained(folder)
     network.model.save_pretrained(headless)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(headless)
     with pytest.raises(ValueError, match=r"no trained head, the file lacks score\.weight"):
         RewardModel.load(RewardModelConfig(path=str(headless), device="cpu"))
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages[-1].content }}")
     bare = RewardModelConfig(path=str(tmp_path / "bare"), device="cpu", chat_template=str(template))
     assert len(RewardModel.load(bare).encode(talk("four"))) == 4
-    torch.use_deterministic_algorithms(False)
 
 
 # ------------------------------------------------------------ the service

@@ -6,6 +6,7 @@ from typing import Any
 from verifier.rewards import gym, language, symbolic
 from verifier.rewards.accuracy import accuracy_reward
 from verifier.rewards.code import code_reward
+from verifier.rewards.custom import custom_reward
 from verifier.rewards.format import format_reward
 from verifier.rewards.instructions import instructions_reward, needs_language
 from verifier.rewards.length import length_reward
@@ -18,6 +19,7 @@ from verifier.rewards.search import exact_match_reward, token_f1_reward
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy_reward,
     "code": code_reward,
+    "custom": custom_reward,
     "exact_match": exact_match_reward,
     "format": format_reward,
     "instructions": instructions_reward,

@@ -42,8 +42,6 @@ class RewardModel:
         if device.type == "cuda" and not _cuda():
             raise ValueError("reward_model.device=cuda: torch finds no CUDA device here")
         name = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.set_num_threads(config.threads)
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.path, local_files_only=True)
             network, report = AutoModelForSequenceClassification.from_pretrained(
@@ -124,6 +122,12 @@ class RewardModel:
             mask[row, : len(sequence)] = 1
         output = self.network(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
         return [float(value) for value in output.logits.float().reshape(-1).tolist()]  # [B]
+
+
+def be_steady(threads: int) -> None:
+    """For this whole process: the same batch gets the same scores, from so many threads."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(threads)
 
 
 def _cuda() -> bool:

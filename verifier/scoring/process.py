@@ -19,7 +19,7 @@ from verifier.channel import ChannelClosed, worker_receive, worker_send
 from verifier.config import RewardModelConfig
 from verifier.rewards.score import BadAnswer, BadTask, described
 from verifier.scoring.conversation import conversation
-from verifier.scoring.model import RewardModel
+from verifier.scoring.model import RewardModel, be_steady
 
 PR_SET_PDEATHSIG = 1
 MOST_REASON = 200  # characters
@@ -35,7 +35,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # the terminal's, for all; the service ends this process when it is time
     with socket.socket(fileno=int(descriptor)) as channel:
         try:
-            model = RewardModel.load(RewardModelConfig(**json.loads(options)))
+            config = RewardModelConfig(**json.loads(options))
+            be_steady(config.threads)
+            model = RewardModel.load(config)
         except ValueError as error:
             worker_send(channel, ["cannot", str(error)[:1000]])
             return
