@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from tiny_reward_model import build
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from verifier_doubles import ROOT, StartVerifier, Verifier, children, command_line
 
 from protocol.clock import Deadline, pause
@@ -25,45 +25,7 @@ from verifier.scoring.model import RewardModel
 from verifier.scoring.process import judge, squashed
 from verifier.scoring.scorer import FAILED_STARTS, ModelScorer
 
-TEMPLATE = "{% for message in messages %}<turn>{{ message.role }}\n{{ message.content }}<end>{% endfor %}"
-CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz0123456789<>/.?!"
 WORDS = ["good", "bad", "ok then", "why not? because!", "0123456789" * 8, "a", "the end.", "x" * 200]
-
-
-def build(folder: Path, architecture: str = "llama", labels: int = 1, template: str = TEMPLATE) -> Path:
-    """A random classifier over characters."""
-    pieces = ["<pad>", "<unk>", "<turn>", "<end>", *CHARACTERS]
-    tokenizer = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in pieces[:4]])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<end>",
-        additional_special_tokens=["<turn>"],
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = template or None
-    options: dict[str, Any] = {
-        "vocab_size": len(pieces) + 8,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "num_labels": labels,
-        "pad_token_id": 0,
-        "initializer_range": 0.5,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **options)).save_pretrained(
-            folder
-        )
-    fast.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
