@@ -38,7 +38,8 @@ from tests.verifier.verifier_doubles import Verifier, children
 GROUP = 16  # rollouts of a task
 CHARACTERS_A_TOKEN = 4
 WARM_SECONDS = 0.5
-ALONE = 30
+ALONE_SECONDS = 0.5
+BACKLOG = 4  # jobs held a worker: enough that none waits for the broker
 SENTENCE = "First I look at what is asked, then I try a small case and see whether the pattern of it holds. "
 Job: TypeAlias = tuple[str, str, dict[str, Any]]  # answer with what stands round it, reference, metadata
 
@@ -128,7 +129,8 @@ class Load:
     """One verifier that is given jobs."""
 
     def __init__(self, workers: int, tokens: int, options: Sequence[str]) -> None:
-        self.verifier = Verifier(f"verifier.workers={workers}", *options, silence=600.0)
+        backlog = f"verifier.backlog={BACKLOG}"
+        self.verifier = Verifier(f"verifier.workers={workers}", backlog, *options, silence=600.0)
         self.workers = workers
         self.tokens = tokens
         self.number = 0
@@ -147,20 +149,20 @@ class Load:
         assert not verdict.void, verdict
         return verdict.seconds
 
-    def alone(self, family: Family, count: int) -> list[float]:
-        """Seconds of round trips, one after the other."""
-        seconds = []
-        for _ in range(count):
+    def alone(self, family: Family, seconds: float) -> list[float]:
+        """Seconds of round trips, one after the other: three at least, as many as there is time for."""
+        end, taken = time.perf_counter() + seconds, list[float]()
+        while len(taken) < 3 or time.perf_counter() < end:
             begun = time.perf_counter()
             self.submit(family)
             self.judged()
-            seconds.append(time.perf_counter() - begun)
-        return seconds
+            taken.append(time.perf_counter() - begun)
+        return taken
 
     def measure(self, family: Family, seconds: float) -> dict[str, float]:
         """The queue kept full for `seconds`."""
-        self.alone(family, 2)  # libraries are loaded, workers renewed
-        alone = self.alone(family, ALONE)
+        self.alone(family, 0.0)  # libraries are loaded, workers renewed
+        alone = self.alone(family, ALONE_SECONDS)
         for _ in range(self.verifier.capacity):
             self.submit(family)
         self._while(family, WARM_SECONDS)
@@ -193,7 +195,10 @@ def share(values: Sequence[float], part: float) -> float:
 
 def cpu_seconds(pid: int) -> float:
     """Of a process, its living descendants, and those of their children that have ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0  # it has ended meanwhile
     own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return own + sum(map(cpu_seconds, children(pid)))
 
