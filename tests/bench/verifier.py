@@ -103,7 +103,7 @@ class Family:
     characters: int = CHARACTERS_A_TOKEN  # of thinking
 
 
-SERVED = ("reward_model.path={model}", "reward_model.device=cpu")
+SERVED = ("reward_model.path={model}", "reward_model.device=cpu", "reward_model.batch_jobs=8")
 USERS = ("custom.function=rules:judge", "custom.path=[{folder}]")
 FAMILIES: dict[str, Family] = {
     "format": Family("format", lambda n: tagged(n, "7", "7", "7")),

@@ -31,11 +31,10 @@ ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # products of matrices add up in the same order each time
 }
 FAILED_STARTS = 3  # in a row
-CLOSE_SECONDS = 3.0
 
 
 class ModelScorer:
-    """A `pool.Scorer` over one process. `fits` jobs go into a batch at most."""
+    """A `pool.Scorer` over one process. At most `fits` jobs go into a batch."""
 
     def __init__(self, config: RewardModelConfig) -> None:
         self._config = config
@@ -87,11 +86,8 @@ class ModelScorer:
     def close(self) -> None:
         """See `pool.Scorer`."""
         self._channel.close()
-        try:
-            self._process.wait(CLOSE_SECONDS if self._ready and not self._batch else 0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()  # it holds nothing that would be lost
+        self._process.wait()
 
     # ------------------------------------------------------------ the process
 
@@ -118,7 +114,6 @@ class ModelScorer:
         seconds = now() - self._since if self._batch else 0.0
         batch, self._batch = self._batch, []
         self._done += [(key, Checked(job.job_id, MODEL, None, "failed", why, seconds, 0.0)) for key, job in batch]
-        self._process.kill()
         self.close()
         self._start()
 
