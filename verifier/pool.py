@@ -148,8 +148,11 @@ class Pool:
         ]
 
     def answer_within(self, silence_seconds: float) -> None:
-        """The broker takes a verifier for lost whose oldest job needs so much longer than its checks: a third of it is
-        for waiting behind others, a third for attempts that fail, a third for workers to start."""
+        """The broker takes a verifier for lost whose oldest job needs so much longer than its own checks.
+
+        A third of it is for waiting behind others, a third for attempts that the host fails, a third for workers to
+        start. Should the host fail two jobs in a row for all of their third, the broker is right: others are faster.
+        """
         self._waiting.patience_seconds = min(self._waiting.patience_seconds, silence_seconds / 3)
         self._retry_seconds = silence_seconds / 3
 
