@@ -22,6 +22,8 @@ from protocol.sockets import own_address
 from verifier import metrics
 from verifier.config import VerifierRoot, check
 from verifier.pool import Pool, PoolBroken
+from verifier.relay import Relay
+from verifier.rewards.proof import programs
 from verifier.sandbox.program import Limits
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
@@ -51,7 +53,8 @@ def main(tree: DictConfig) -> None:
     verifier = config.verifier
     sandbox = _sandbox(config)
     strict = config.sandbox.require == "strict"
-    starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, strict=strict)
+    relay = Relay(verifier.lean_server, verifier.lean_key_file) if verifier.lean_server else None
+    starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, relay=relay, strict=strict)
     try:
         _say(sandbox.walls, starter.walls)
         pool = Pool(starter, workers=verifier.workers, checks_per_worker=verifier.checks_per_worker, sandbox=sandbox)
@@ -70,6 +73,8 @@ def main(tree: DictConfig) -> None:
     finally:
         starter.close()
         sandbox.close()
+        if relay is not None:
+            relay.close()
 
 
 def _sandbox(config: VerifierRoot) -> Sandbox:
@@ -85,7 +90,7 @@ def _sandbox(config: VerifierRoot) -> Sandbox:
     return Sandbox(
         slots=2 * config.verifier.workers + 2,
         most=most,
-        readable=wanted.readable,
+        readable=[*wanted.readable, *programs.readable()],
         strict=wanted.require == "strict",
     )
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from protocol.options import option
 from protocol.security import SecurityConfig, check_security
@@ -19,6 +20,8 @@ class VerifierConfig:
         2 * 2**30, "address space of one worker; more is an error of the check, not of the service"
     )
     checks_per_worker: int = option(10000, "checks after which a worker is replaced")
+    lean_server: str = option("", "address of a Kimina Lean Server, for proofs in Lean: http://host:port")
+    lean_key_file: str = option("", "file that holds the server's API key; empty: it wants none")
 
 
 REQUIREMENTS = ("strict", "best_effort")
@@ -61,6 +64,7 @@ def check(config: VerifierRoot) -> None:
         raise ValueError(f"verifier.memory_bytes={verifier.memory_bytes}: Python with sympy needs at least 256 MiB")
     if verifier.welcome_seconds <= 0:
         raise ValueError(f"verifier.welcome_seconds={verifier.welcome_seconds}: must be above 0")
+    _check_server(verifier)
     sandbox = config.sandbox
     if sandbox.require not in REQUIREMENTS:
         raise ValueError(f"sandbox.require={sandbox.require}: must be one of {', '.join(REQUIREMENTS)}")
@@ -72,3 +76,14 @@ def check(config: VerifierRoot) -> None:
     for path in sandbox.readable:
         if not os.path.isabs(path) or not os.path.exists(path):
             raise ValueError(f"sandbox.readable: {path!r} must be the absolute path of something that exists")
+
+
+def _check_server(verifier: VerifierConfig) -> None:
+    if verifier.lean_server:
+        address = urlsplit(verifier.lean_server)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(
+                f"verifier.lean_server={verifier.lean_server}: must be http://host:port or https://host:port"
+            )
+    if verifier.lean_key_file and not os.path.isfile(verifier.lean_key_file):
+        raise ValueError(f"verifier.lean_key_file={verifier.lean_key_file}: there is no such file")

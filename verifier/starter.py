@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgpack
 
+from verifier.relay import Relay
 from verifier.sandbox.kept import SOURCE, Kept, Wanted
 from verifier.sandbox.program import MOST_PROGRAM_BYTES, Limits
 from verifier.sandbox.sandbox import Sandbox
@@ -46,7 +47,8 @@ class Starter(Protocol):
 class Zygote:
     """Forks workers from a warm, locked-in process (`verifier.zygote`), which is started anew should it die.
 
-    `workers` is how many there are at most at the same time; each gets a line to `sandbox`, if there is one.
+    `workers` is how many there are at most at the same time; each gets a line to `sandbox`, if there is one, and
+    then to `relay`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Zygote:
         workers: int,
         *,
         sandbox: Sandbox | None = None,
+        relay: Relay | None = None,
         without: Collection[str] = (),
         strict: bool = True,
     ) -> None:
@@ -74,6 +77,7 @@ class Zygote:
             strict=strict,
         )
         self._sandbox = sandbox
+        self._relay = relay
         self._libraries: list[str] = []
         self._kept = Kept(self._wanted)
 
@@ -95,13 +99,13 @@ class Zygote:
     def start(self) -> socket.socket:
         """See `Starter.start`. If not even a new zygote takes the command, the channel is at its end at once."""
         ours, theirs = socket.socketpair()
-        line = self._sandbox.connect() if self._sandbox else None
-        descriptors = [theirs.fileno(), *([line.fileno()] if line else [])]
+        lines = [each.connect() for each in (self._sandbox, self._relay) if each is not None]
+        descriptors = [theirs.fileno(), *(line.fileno() for line in lines)]
         if not self._send(["start"], *descriptors):
             self._respawn()
             self._send(["start"], *descriptors)
         theirs.close()
-        if line:
+        for line in lines:
             line.close()
         return ours
 

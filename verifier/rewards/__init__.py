@@ -10,6 +10,7 @@ from verifier.rewards.format import format_reward
 from verifier.rewards.instructions import instructions_reward, needs_language
 from verifier.rewards.length import length_reward
 from verifier.rewards.mathematics import math_reward
+from verifier.rewards.proof.reward import proof_reward
 from verifier.rewards.repetition import repetition_reward
 from verifier.rewards.score import Reward
 from verifier.rewards.search import exact_match_reward, token_f1_reward
@@ -23,6 +24,7 @@ REWARDS: dict[str, Reward] = {
     "language": language.language_reward,
     "length": length_reward,
     "math": math_reward,
+    "proof": proof_reward,
     "reasoning_gym": gym.gym_reward,
     "repetition": repetition_reward,
     "token_f1": token_f1_reward,
