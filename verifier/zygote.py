@@ -5,8 +5,8 @@ process 1 of its pid namespace it takes all workers along when it ends; it ends 
 control socket.
 
 Commands: `start` (with the worker's end of a channel attached and, after it, lines to a sandbox and to a relay),
-`end <pid>`, `load <library>`. It answers nothing but `ended`, the pid of a worker and its wait status, once a worker is gone. Pids
-are the service's.
+`end <pid>`, `load <library>`. It answers nothing but `ended`, the pid of a worker and its wait status, once a worker
+is gone. Pids are the service's.
 """
 
 import json

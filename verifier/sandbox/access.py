@@ -22,6 +22,10 @@ class Access:
         """From now on rewards use these lines."""
         self._link, self._server = link, server
 
+    def reset(self) -> None:
+        """As if nothing had been granted and no check had begun."""
+        self._link = self._server = self._deadline = None
+
     def allow(self, seconds: float) -> None:
         """A check begins that has a deadline of `seconds`."""
         self._deadline = Deadline(_SHARE * seconds)
