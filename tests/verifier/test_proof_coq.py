@@ -1,5 +1,8 @@
 """Reward `proof`, Coq: real proofs win, and no forgery does. `make proof` fetches the compiler."""
 
+import re
+from pathlib import Path
+
 import pytest
 from proofs import judged
 
@@ -14,7 +17,8 @@ FALSE = {"kind": "coq", "statement": "1 = 2"}
 EXCLUDED = {"kind": "coq", "statement": "forall P : Prop, P \\/ ~ P"}
 COLOURS = {
     "kind": "coq",
-    "definitions": "Inductive colour := red | green.\nDefinition swap c := match c with red => green | green => red end.",
+    "definitions": "Inductive colour := red | green.\n"
+    "Definition swap c := match c with red => green | green => red end.",
     "statement": "forall c, swap (swap c) = c",
     "name": "swap_twice",
 }
@@ -28,11 +32,12 @@ PROOF = "Theorem goal : forall n m : nat, n + m = m + n.\nProof. intros; apply N
         (PROOF, SUM),
         ("Lemma zero n : n + 0 = n. Proof. induction n; simpl; congruence. Qed.\n"
          "Lemma next n m : n + S m = S (n + m). Proof. induction n; simpl; congruence. Qed.\n"
-         "Theorem goal : statement. Proof. intros n m. induction n; simpl; [now rewrite zero | now rewrite next, IHn].\n"
-         "Qed. (* Admitted would do *)", SUM),
+         "Theorem goal : statement. Proof. intros n m. induction n; simpl.\n"
+         "now rewrite zero. now rewrite next, IHn. Qed. (* Admitted would do *)", SUM),
         ("Definition goal : forall a b : nat, a + b = b + a := Nat.add_comm.", SUM),
         ("Lemma swap_twice c : swap (swap c) = c.\nProof. now destruct c. Qed.", COLOURS),
-        ("Require Import Classical. Theorem goal : statement. Proof. exact classic. Qed.", EXCLUDED | {"axioms": ["classic"]}),
+        ("Require Import Classical. Theorem goal : statement. Proof. exact classic. Qed.",
+         EXCLUDED | {"axioms": ["classic"]}),
     ],
 )  # fmt: skip
 def test_a_proof_is_accepted(proving: Sandbox, code: str, task: dict[str, object]) -> None:
@@ -52,8 +57,8 @@ FORGERIES = {
     "an unfinished proof": "Theorem goal : 1 = 2. Proof.",
     "another statement": "Theorem goal : 1 = 1. Proof. reflexivity. Qed.",
     "a redefined statement": "Definition statement : Prop := True. Theorem goal : statement. Proof. exact I. Qed.",
-    "a module that plays the task": "Module Offbeat. Module Task. Definition statement := True. End Task. Module Answer."
-    " Definition goal := I. End Answer. End Offbeat. Definition goal := I.",
+    "a module that plays the task": "Module Offbeat. Module Task. Definition statement := True. End Task."
+    " Module Answer. Definition goal := I. End Answer. End Offbeat. Definition goal := I.",
     "a notation of the numbers": 'Notation "1 = 2" := True. Theorem goal : 1 = 2. Proof. exact I. Qed.',
     "a redefined equality": "Definition eq {A} (a b : A) := True. Notation \"a = b\" := (eq a b) : type_scope."
     " Theorem goal : 1 = 2. Proof. exact I. Qed.",
@@ -66,8 +71,8 @@ FORGERIES = {
     "the guard switched off in another spelling": "Unset (* c *) Guard (* c *) Checking."
     " Fixpoint f (n : nat) : 1 = 2 := f n. Definition goal := f 0.",
     "positivity switched off": "Unset Positivity Checking. Inductive bad := B (f : bad -> False)."
-    " Definition no (b : bad) : False := match b with B f => f b end."
-    " Definition goal : 1 = 2 := match no (B no) with end.",
+    " Lemma no (b : bad) : False. Proof. destruct b as [f]. exact (f (B f)). Qed."
+    " Theorem goal : 1 = 2. Proof. destruct (no (B no)). Qed.",
     "universes switched off": "Global Unset Universe Checking. Definition T : Type := Type. Axiom goal : 1 = 2.",
     "a plugin": 'Declare ML Module "coq-core.plugins.extraction". Definition goal := I.',
     "a file of its own": 'Redirect "Check" Print nat. Definition goal := I.',
@@ -92,11 +97,7 @@ def test_a_forgery_is_refused(proving: Sandbox, name: str) -> None:
 
 @coq
 def test_what_decides_does_not_rest_on_forbidden_words(proving: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
-
-    from verifier.rewards.proof import coq as module
-
-    monkeypatch.setattr(module, "_REFUSED", re.compile("(?!)"))
+    monkeypatch.setattr("verifier.rewards.proof.coq._REFUSED", re.compile("(?!)"))
     for name in ("admitted", "the guard switched off", "positivity switched off", "an early end", "a file of its own"):
         value, reason = judged(FORGERIES[name], FALSE)
         assert value == 0.0, (name, reason)
@@ -120,15 +121,14 @@ def test_a_proof_that_takes_too_long_scores_0_and_the_next_is_judged_right(provi
 
 @coq
 @pytest.mark.parametrize(
-    "change", [{"statement": "forall n, n + "}, {"definitions": "Definition."}, {"name": "a b"}, {"statement": "nat"}, {"x": 1}]
-)  # fmt: skip
+    "change",
+    [{"statement": "forall n, n + "}, {"definitions": "Definition."}, {"name": "a b"}, {"statement": "nat"}, {"x": 1}],
+)
 def test_a_task_that_coq_does_not_take_is_void(proving: Sandbox, change: dict[str, object]) -> None:
     assert judged(PROOF, SUM | change)[0] is None
 
 
 def test_a_host_without_coq_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, proving: Sandbox) -> None:
-    from pathlib import Path
-
     monkeypatch.setattr(programs, "PLACES", (Path("/nowhere"),))
     value, reason = judged(PROOF, SUM | {"statement": "1 = 1"})
     assert (value, "make proof" in reason) == (None, True)

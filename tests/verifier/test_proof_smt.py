@@ -1,4 +1,4 @@
-"""Reward `proof`, SMT: right models, claims and formalisations win; what lets z3 do the work, or lies to it, does not."""
+"""Reward `proof`, SMT: right models, claims and formalisations win; what leaves z3 the work, or lies, does not."""
 
 import importlib.util
 import itertools
@@ -18,8 +18,13 @@ z3 = pytest.mark.skipif(importlib.util.find_spec("z3") is None, reason="no z3: p
 BOX = "(set-logic ALL) (declare-const x Int) (declare-fun y () Int) (assert (and (> x 2) (= (+ x y) 10))) (check-sat)"
 MODEL = {"kind": "smt", "task": "model", "formula": BOX}
 EQUIVALENT = {"kind": "smt", "task": "equivalent", "formula": BOX}
-FUNCTION = {"kind": "smt", "task": "model", "formula": "(declare-fun f (Int) Int) (assert (and (= (f 1) 4) (= (f 2) 7)))"}
+FUNCTION = {
+    "kind": "smt",
+    "task": "model",
+    "formula": "(declare-fun f (Int) Int) (assert (and (= (f 1) 4) (= (f 2) 7)))",
+}
 HALF = {"kind": "smt", "task": "model", "formula": "(declare-const r Real) (assert (= (* 2 r) 1))"}
+NAMED = EQUIVALENT | {"formula": "(declare-const x Int) (define-fun phi () Bool (> x 2)) (assert phi)"}
 UNSAT = "(declare-const p Bool) (assert (and p (not p)))"
 
 
@@ -35,7 +40,8 @@ UNSAT = "(declare-const p Bool) (assert (and p (not p)))"
         ("(define-fun r () Real (/ 1.0 2.0))", HALF),
         ("(define-fun r () Real 0.5)", HALF),
         ("(assert (>= x 3)) (assert (= y (- 10 x)))", EQUIVALENT),
-        ("(declare-const x Int) (declare-fun y () Int) (define-fun ten () Int 10) (assert (and (< 2 x) (= (+ y x) ten)))",
+        ("(declare-const x Int) (declare-fun y () Int)"
+         "(define-fun ten () Int 10) (assert (and (< 2 x) (= (+ y x) ten)))",
          EQUIVALENT),
         ("(define-fun and () Int 3) (assert (>= x and)) (assert (= y (- 10 x)))", EQUIVALENT),
         ("sat", {"kind": "smt", "task": "status", "formula": BOX}),
@@ -80,8 +86,8 @@ def test_a_right_answer_is_accepted(proving: Sandbox, answer: str, task: dict[st
         ("(assert true) (push 1) (assert false)", EQUIVALENT),
         ("(assert true)) (check-sat) (assert (= 1 1)", EQUIVALENT),
         ("(assert (! true :named reference))", EQUIVALENT),
-        ("(assert task!phi)", EQUIVALENT | {"formula": "(declare-const x Int) (define-fun phi () Bool (> x 2)) (assert phi)"}),
-        ("(assert phi)", EQUIVALENT | {"formula": "(declare-const x Int) (define-fun phi () Bool (> x 2)) (assert phi)"}),
+        ("(assert task!phi)", NAMED),
+        ("(assert phi)", NAMED),
         ("(assert (= x 2)", EQUIVALENT),
         ("(assert " + "(not " * 300 + "true" + ")" * 301, EQUIVALENT),
         ("(set-option :produce-models true) (assert true)", EQUIVALENT),
@@ -110,7 +116,8 @@ def test_a_bad_formula_is_void(proving: Sandbox, change: dict[str, object]) -> N
     assert judged("sat", {"kind": "smt", "task": "status", "formula": BOX} | change)[0] is None
 
 
-HARD = "(declare-const x Int) (declare-const y Int) (declare-const z Int) (assert (= (+ (* x x x) (* y y y) (* z z z)) 114))"
+HARD = """(declare-const x Int) (declare-const y Int) (declare-const z Int)
+(assert (= (+ (* x x x) (* y y y) (* z z z)) 114))"""
 
 
 @z3
