@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from proofs import judged
+from verifier_doubles import StartVerifier
 
+from protocol import reference as references
 from verifier.rewards.proof import programs
 from verifier.rewards.proof.coq import assumed, unsafe
 from verifier.sandbox.sandbox import Sandbox
@@ -126,6 +128,14 @@ def test_a_proof_that_takes_too_long_scores_0_and_the_next_is_judged_right(provi
 )
 def test_a_task_that_coq_does_not_take_is_void(proving: Sandbox, change: dict[str, object]) -> None:
     assert judged(PROOF, SUM | change)[0] is None
+
+
+@coq
+def test_the_verifier_judges_coq(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier("verifier.workers=1")
+    task = references.dump(SUM)
+    assert verifier.judge(f"```coq\n{PROOF}\n```", task, reward="proof", seconds=120.0).reward == 1.0
+    assert verifier.judge("```coq\nAxiom goal : statement.\n```", task, reward="proof", seconds=120.0).reward == 0.0
 
 
 def test_a_host_without_coq_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, proving: Sandbox) -> None:

@@ -144,7 +144,7 @@ def forged(change: Any) -> Any:
         lambda source, messages: messages[:1],
         lambda source, messages: messages[1:],
         lambda source, messages: messages * 2,
-        lambda source, messages: [{**each, "data": each["data"].replace(" : ", " : [Fact False] → ")} for each in messages],
+        lambda source, messages: [{**each, "data": each["data"].replace(" : ", " : False → ")} for each in messages],
         lambda source, messages: [{**each, "data": "X." + each["data"]} for each in messages],
         lambda source, messages: [*messages, message(source, "#check", "warning", "declaration uses 'sorry'")],
         lambda source, messages: [*messages, message(source, "#check", "error", "kernel: invalid")],

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proofs import judged
+from verifier_doubles import StartVerifier
 
+from protocol import reference as references
 from verifier.rewards.proof import programs
 from verifier.rewards.proof.sexpr import Expression, read, write
 from verifier.sandbox.sandbox import Sandbox
@@ -131,6 +133,15 @@ def test_every_small_model_is_judged_as_arithmetic_says(proving: Sandbox) -> Non
     for x, y in itertools.product((2, 3, 9), (1, 7)):
         value, _ = judged(f"(define-fun x () Int {x}) (define-fun y () Int {y})", MODEL)
         assert value == float(x > 2 and x + y == 10)
+
+
+@z3
+def test_the_verifier_judges_smt(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier()
+    task = references.dump(MODEL)
+    for y, reward in ((7, 1.0), (8, 0.0)):
+        answer = f"```smt2\n(define-fun x () Int 3) (define-fun y () Int {y})\n```"
+        assert verifier.judge(answer, task, reward="proof", seconds=60.0).reward == reward
 
 
 def test_a_host_without_z3_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, proving: Sandbox) -> None:
