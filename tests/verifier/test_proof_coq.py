@@ -115,6 +115,15 @@ def test_a_librarys_axiom_is_allowed_by_the_task_alone(proving: Sandbox) -> None
 
 
 @coq
+def test_the_tasks_own_axioms_are_assumed_where_it_says_so(proving: Sandbox) -> None:
+    task = {"kind": "coq", "definitions": "Parameter P : Prop. Axiom p : P.", "statement": "P /\\ P"}
+    code = "Lemma goal : P /\\ P. Proof. split; exact p. Qed."
+    assert judged(code, task)[0] == 0.0
+    assert judged(code, task | {"axioms": ["p"]})[0] == 0.0
+    assert judged(code, task | {"axioms": ["p", "Task.P"]})[0] == 1.0
+
+
+@coq
 def test_a_proof_that_takes_too_long_scores_0_and_the_next_is_judged_right(proving: Sandbox) -> None:
     loop = "Ltac loop := idtac; loop. Theorem goal : 1 = 2. Proof. loop. Qed."
     assert judged(loop, FALSE, seconds=1.0) == (0.0, "coqc: cpu")

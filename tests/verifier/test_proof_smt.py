@@ -85,6 +85,8 @@ def test_a_right_answer_is_accepted(proving: Sandbox, answer: str, task: dict[st
         ("(define-fun = ((a Bool) (b Bool)) Bool true) (assert true)", EQUIVALENT),
         ("(define-fun not ((a Bool)) Bool false) (assert true)", EQUIVALENT),
         ("(define-fun x () Int 3) (assert true)", EQUIVALENT),
+        ('(define-fun "x" () Int 3) (assert true)', EQUIVALENT),
+        ("(define-fun 1 () Int 3) (assert true)", EQUIVALENT),
         ("(assert true) (push 1) (assert false)", EQUIVALENT),
         ("(assert true)) (check-sat) (assert (= 1 1)", EQUIVALENT),
         ("(assert (! true :named reference))", EQUIVALENT),
