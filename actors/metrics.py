@@ -20,6 +20,7 @@ mixed_version_rollouts = Counter(
 running_rollouts = Gauge("actor_running_rollouts", "Rollouts that the next step decodes")
 waiting_rollouts = Gauge("actor_waiting_rollouts", "Rollouts leased that have no place in the batch yet")
 kv_used = Gauge("actor_kv_cache_used_ratio", "Share of the KV cache in use")
+idle_seconds = Counter("actor_idle_seconds_total", "Time without anything to decode")
 step_seconds = Histogram("actor_step_seconds", "One engine step", buckets=_SECONDS)
 policy_version = Gauge("actor_policy_version", "Version that the engine samples from")
 weight_swap_seconds = Histogram(

@@ -54,7 +54,7 @@ def judge(name: str, text: str, reference: str, metadata: dict[str, Any]) -> tup
     """Apply one reward.
 
     A bad completion is data: whatever the text leads to is a score, 0 if it must be, with the reason. What the text
-    cannot be blamed for, a bad task or a bug in the reward, is void.
+    cannot be blamed for, a bad task or a bug in the reward, is void; what the sandbox is to blame for has failed.
     """
     try:
         score = REWARDS[name](text, reference, metadata)
@@ -63,7 +63,7 @@ def judge(name: str, text: str, reference: str, metadata: dict[str, Any]) -> tup
     except (BadTask, Unavailable) as error:
         return None, "void", str(error)
     except SandboxError as error:
-        return None, "void", f"sandbox: {error}"
+        return None, "failed", f"sandbox: {error}"
     except MemoryError:
         return 0.0, "memory", "memory"
     except Exception as error:  # noqa: BLE001 a bug of this reward must not cost the others their worker; it is reported

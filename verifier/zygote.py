@@ -5,8 +5,8 @@ process 1 of its pid namespace it takes all workers along when it ends; it ends 
 control socket.
 
 Commands: `start` (with the worker's end of a channel attached and, after it, lines to a sandbox and to a relay),
-`end <pid>`, `load <library>`. It answers nothing but `ended`, the pid of a worker and its wait status, once a worker
-is gone. Pids are the service's.
+`end <pid>`, `load <library>`, `custom <function>` (a user's reward). It answers nothing but `ended`, the pid of a
+worker and its wait status, once a worker is gone. Pids are the service's.
 """
 
 import json
@@ -20,12 +20,13 @@ from typing import NoReturn
 
 import msgpack
 
-from verifier.rewards import LIBRARIES
+from verifier.rewards import LIBRARIES, custom
+from verifier.rewards.custom_source import CustomFunction
 from verifier.sandbox.enclosure import Enclosure, ready_to_fork
 from verifier.sandbox.program import Limits
 from verifier.worker import work
 
-MAX_COMMAND_BYTES = 4096
+MAX_COMMAND_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ class _Zygote:
                         signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
             case ["load", str(library)]:
                 LIBRARIES[library]()
+                ready_to_fork()
+            case ["custom", dict(function)]:
+                custom.installed.install(CustomFunction(**function))
                 ready_to_fork()
         return True
 

@@ -22,10 +22,13 @@ SAMPLING = Row(
         ),
         Panel(
             title="Busy",
-            says="Share of its time in which each engine works; the rest it waits for leases or loads weights.",
+            says="Share of its time in which each engine works, or has nothing to decode; the rest is weights.",
             unit="share",
             highest=1.0,
-            queries=(Query(f"process:actor_busy:ratio1m{CHOSEN}", "{{process}}"),),
+            queries=(
+                Query(f"process:actor_busy:ratio1m{CHOSEN}", "{{process}}"),
+                Query(f"rate(actor_idle_seconds_total{BUCKETS})", "idle {{process}}"),
+            ),
         ),
         Panel(
             title="One engine step",
