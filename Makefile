@@ -12,6 +12,9 @@ WORKERS ?= 2
 RUN ?= runs/quickstart
 ARGS ?=
 
+# What `make proof` takes from Debian.
+PROOF_PACKAGES := coq libcoq-core-ocaml libcoq-stdlib libfindlib-ocaml libzarith-ocaml libgmp10 metamath
+
 BIN := .venv/bin
 STAMP := .venv/.offbeat-$(EXTRA)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -20,7 +23,7 @@ INSTALL := $(PIP) install --quiet $(PIP_ARGS) -e '.[$(EXTRA),dev]'
 STRAY := torchvision torchaudio torchcodec triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus quickstart demo-scale test test-slow lint report options clean
+.PHONY: help setup prometheus proof quickstart demo-scale test test-slow lint report options clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +59,21 @@ prometheus: setup  ## Prometheus from Debian in .venv/debian, where none is inst
 	  (cd .venv/debian && timeout 300 apt-get download -qq prometheus 2>/dev/null && \
 	   dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb); } || \
 	  echo "no Prometheus: the tests that need it are skipped"
+
+# Unpacked and not installed: no root is needed, and of Coq's 350 MB a quarter is.
+proof: setup  ## Coq, Metamath and z3 for reward `proof`, in .venv; the first two from Debian, where they are not installed
+	@$(BIN)/python -c 'import z3' 2>/dev/null || $(PIP) install --quiet $(PIP_ARGS) -e '.[proof]'
+	@{ command -v coqc && command -v coqchk && command -v metamath; } >/dev/null || \
+	[ -e .venv/debian/.proof ] || { \
+	  command -v apt-get >/dev/null && echo "fetching Coq and Metamath from Debian: 140 MB" && mkdir -p .venv/debian && \
+	  { [ "$$(id -u)" != 0 ] || timeout 120 apt-get update -qq; } && \
+	  (cd .venv/debian && timeout 900 apt-get download -qq $(PROOF_PACKAGES) 2>/dev/null && \
+	   for package in libcoq-*.deb libfindlib-*.deb libzarith-*.deb libgmp10_*.deb metamath_*.deb; do \
+	     dpkg-deb -x "$$package" . || exit 1; done && \
+	   dpkg-deb --fsys-tarfile coq_*.deb | tar -x ./usr/bin/coqc ./usr/bin/coqchk && \
+	   rm -rf usr/share/doc usr/share/man *coq*.deb libfindlib-*.deb libzarith-*.deb libgmp10_*.deb metamath_*.deb && \
+	   touch .proof); } || \
+	{ echo "Coq and Metamath cannot be had here: install them (Debian: apt-get install coq metamath)"; exit 1; }
 
 quickstart: setup  ## a whole run on this machine: cold start, then GRPO to a reward above 0.9 (ARGS='actors=2 …')
 	@$(BIN)/python -m deploy.local experiment=quickstart overwrite=true $(ARGS)

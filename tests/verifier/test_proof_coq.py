@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from proofs import judged
+from verifier_doubles import StartVerifier
 
+from protocol import reference as references
 from verifier.rewards.proof import programs
 from verifier.rewards.proof.coq import assumed, unsafe
 from verifier.sandbox.sandbox import Sandbox
@@ -113,6 +115,15 @@ def test_a_librarys_axiom_is_allowed_by_the_task_alone(proving: Sandbox) -> None
 
 
 @coq
+def test_the_tasks_own_axioms_are_assumed_where_it_says_so(proving: Sandbox) -> None:
+    task = {"kind": "coq", "definitions": "Parameter P : Prop. Axiom p : P.", "statement": "P /\\ P"}
+    code = "Lemma goal : P /\\ P. Proof. split; exact p. Qed."
+    assert judged(code, task)[0] == 0.0
+    assert judged(code, task | {"axioms": ["p"]})[0] == 0.0
+    assert judged(code, task | {"axioms": ["p", "Task.P"]})[0] == 1.0
+
+
+@coq
 def test_a_proof_that_takes_too_long_scores_0_and_the_next_is_judged_right(proving: Sandbox) -> None:
     loop = "Ltac loop := idtac; loop. Theorem goal : 1 = 2. Proof. loop. Qed."
     assert judged(loop, FALSE, seconds=1.0) == (0.0, "coqc: cpu")
@@ -126,6 +137,14 @@ def test_a_proof_that_takes_too_long_scores_0_and_the_next_is_judged_right(provi
 )
 def test_a_task_that_coq_does_not_take_is_void(proving: Sandbox, change: dict[str, object]) -> None:
     assert judged(PROOF, SUM | change)[0] is None
+
+
+@coq
+def test_the_verifier_judges_coq(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier("verifier.workers=1")
+    task = references.dump(SUM)
+    assert verifier.judge(f"```coq\n{PROOF}\n```", task, reward="proof", seconds=120.0).reward == 1.0
+    assert verifier.judge("```coq\nAxiom goal : statement.\n```", task, reward="proof", seconds=120.0).reward == 0.0
 
 
 def test_a_host_without_coq_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, proving: Sandbox) -> None:

@@ -101,6 +101,10 @@ FORGERIES = [
     "namespace X",
     "end",
     "initialize x : IO Unit",
+    "def f := unsafeBaseIO x",
+    "def f := eval% x",
+    "run_tac x",
+    "aesop (add unsafe apply x)",
     "theorem goal : 2 + 2 = 4 := by native_decide",
     "theorem goal : 2 + 2 = 4 := by decide +native",
     "import Other",
@@ -119,7 +123,8 @@ def test_what_could_program_the_check_is_refused_before_it_is_sent(lean: LeanSer
 
 
 def test_ordinary_proofs_are_not_taken_for_forgeries(lean: LeanServer) -> None:
-    code = f"""lemma help (n : ℕ) (h : n % 2 = 0) : ∃ k, n = 2 * k := by
+    code = f"""open scoped BigOperators in
+lemma help (n : ℕ) (h : n % 2 = 0) : ∃ k, n = 2 * k := by
   obtain ⟨k, hk⟩ := Nat.dvd_of_mod_eq_zero h
   exact ⟨k, by simpa using hk⟩  -- the end
 {PROOF}"""
@@ -144,9 +149,7 @@ def forged(change: Any) -> Any:
         lambda source, messages: messages[:1],
         lambda source, messages: messages[1:],
         lambda source, messages: messages * 2,
-        lambda source, messages: [
-            {**each, "data": each["data"].replace(" : ", " : [Fact False] → ")} for each in messages
-        ],
+        lambda source, messages: [{**each, "data": each["data"].replace(" : ", " : False → ")} for each in messages],
         lambda source, messages: [{**each, "data": "X." + each["data"]} for each in messages],
         lambda source, messages: [*messages, message(source, "#check", "warning", "declaration uses 'sorry'")],
         lambda source, messages: [*messages, message(source, "#check", "error", "kernel: invalid")],

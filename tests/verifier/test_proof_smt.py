@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proofs import judged
+from verifier_doubles import StartVerifier
 
+from protocol import reference as references
 from verifier.rewards.proof import programs
 from verifier.rewards.proof.sexpr import Expression, read, write
 from verifier.sandbox.sandbox import Sandbox
@@ -83,6 +85,8 @@ def test_a_right_answer_is_accepted(proving: Sandbox, answer: str, task: dict[st
         ("(define-fun = ((a Bool) (b Bool)) Bool true) (assert true)", EQUIVALENT),
         ("(define-fun not ((a Bool)) Bool false) (assert true)", EQUIVALENT),
         ("(define-fun x () Int 3) (assert true)", EQUIVALENT),
+        ('(define-fun "x" () Int 3) (assert true)', EQUIVALENT),
+        ("(define-fun 1 () Int 3) (assert true)", EQUIVALENT),
         ("(assert true) (push 1) (assert false)", EQUIVALENT),
         ("(assert true)) (check-sat) (assert (= 1 1)", EQUIVALENT),
         ("(assert (! true :named reference))", EQUIVALENT),
@@ -131,6 +135,15 @@ def test_every_small_model_is_judged_as_arithmetic_says(proving: Sandbox) -> Non
     for x, y in itertools.product((2, 3, 9), (1, 7)):
         value, _ = judged(f"(define-fun x () Int {x}) (define-fun y () Int {y})", MODEL)
         assert value == float(x > 2 and x + y == 10)
+
+
+@z3
+def test_the_verifier_judges_smt(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier()
+    task = references.dump(MODEL)
+    for y, reward in ((7, 1.0), (8, 0.0)):
+        answer = f"```smt2\n(define-fun x () Int 3) (define-fun y () Int {y})\n```"
+        assert verifier.judge(answer, task, reward="proof", seconds=60.0).reward == reward
 
 
 def test_a_host_without_z3_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, proving: Sandbox) -> None:

@@ -29,11 +29,11 @@ KNOWN = ("kind", "imports", "preamble", "binders", "statement", "name", "axioms"
 _IN_CODE, _IN_COMMENT = re.compile(r'/-|-/|--[^\n]*|"'), re.compile(r"/-|-/")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_']*(\.[A-Za-z_][A-Za-z0-9_']*)*")
 _REFUSED = re.compile(
-    r"(?<![\w.'])(sorry|sorryAx|admit|stop|axiom|opaque|unsafe|partial|import|prelude|module|macro|macro_rules|syntax"
-    r"|declare_syntax_cat|elab|elab_rules|run_cmd|run_elab|run_meta|run_tac|by_elab|initialize|builtin_initialize"
+    r"(?<![\w.'])(sorry|sorryAx|admit|stop|axiom|opaque|partial|import|prelude|module|macro|macro_rules|syntax"
+    r"|declare_syntax_cat|elab|elab_rules|run_\w+|by_elab|dbg_\w+|register_\w+|initialize|builtin_initialize"
     r"|set_option|notation|notation3|infix|infixl|infixr|prefix|postfix|binder_predicate|attribute|instance|variable"
     r"|include|omit|namespace|section|mutual|end|export|universe|deriving|simproc|dsimproc|native_decide|bv_decide"
-    r"|Lean|IO|unseal|local|scoped)(?![\w'])|#|@\[|«|decide\s*\+\s*native|\bnative\b"
+    r"|Lean|IO|unseal)(?![\w'])|\w*[uU]nsafe\w*|\beval%|\binclude_str\b|#|@\[|«|decide\s*\+\s*native|\bnative\b"
 )
 """What lets a file program its own elaboration, or bind or assume something for our lines that follow."""
 

@@ -255,7 +255,9 @@ def _assertions(answer: list[Expression], formula: _Formula) -> tuple[str, list[
         match command:
             case ["assert", term]:
                 terms.append(term)
-            case ["define-fun", str(name), list(), _, _] if name not in formula.constants and name not in names:
+            case ["define-fun", str(name), list(), _, _] if (
+                _NAME.fullmatch(name) and name not in formula.constants and name not in names
+            ):
                 names[name] = _THEIRS + name
                 definitions.append(command)
             case ["declare-const" | "declare-fun", *_] if _declared(command) in formula.constants.values():
