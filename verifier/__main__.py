@@ -6,6 +6,7 @@ import platform
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from types import FrameType
 
@@ -21,15 +22,23 @@ from protocol.messages import Hello
 from protocol.sockets import own_address
 from verifier import metrics
 from verifier.config import VerifierRoot, check
+from verifier.cores import cores
 from verifier.pool import Pool, PoolBroken
+from verifier.relay import Relay
+from verifier.rewards.custom import await_sandboxed
+from verifier.rewards.custom_source import CustomFunction, find
+from verifier.rewards.proof import programs
 from verifier.sandbox.program import Limits
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
 from verifier.sandbox.walls import WALLS, Walls
+from verifier.scoring.scorer import ModelScorer
 from verifier.service import Service
 from verifier.starter import Zygote
 
 log = logging.getLogger("verifier")
+
+CUSTOM_SECONDS = 120.0  # for the module of a user's function to be imported at the start
 ConfigStore.instance().store(name="verifier_schema", node=VerifierRoot)
 
 
@@ -43,33 +52,82 @@ def main(tree: DictConfig) -> None:
         signal.signal(number, _leave_at_once)
     try:
         check(config)
+        custom = _custom(config)
         security.lock(config.security, config.broker, "verifier")
         address = own_address(awaited(config.broker, config.verifier.welcome_seconds))
         port = start_http_server(config.metrics_port, addr=address)[0].server_port
-    except (ValueError, OSError, ProtocolError) as error:
+    except (ValueError, OSError, ProtocolError, subprocess.TimeoutExpired) as error:
         sys.exit(f"verifier: {error}")
     verifier = config.verifier
+    verifier.workers = verifier.workers or cores()
     sandbox = _sandbox(config)
     strict = config.sandbox.require == "strict"
-    starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, strict=strict)
+    scorer = ModelScorer(config.reward_model) if config.reward_model.path else None
+    relay = Relay(verifier.lean_server, verifier.lean_key_file) if verifier.lean_server else None
+    starter = Zygote(
+        verifier.memory_bytes, verifier.workers, sandbox=sandbox, custom=custom, relay=relay, strict=strict
+    )
     try:
         _say(sandbox.walls, starter.walls)
-        pool = Pool(starter, workers=verifier.workers, checks_per_worker=verifier.checks_per_worker, sandbox=sandbox)
+        if scorer:
+            scorer.await_ready()
+        if custom and not custom.trusted:
+            await_sandboxed(sandbox.link(), custom, min(CUSTOM_SECONDS, config.sandbox.seconds))
+        pool = Pool(
+            starter,
+            workers=verifier.workers,
+            checks_per_worker=verifier.checks_per_worker,
+            sandbox=sandbox,
+            scorer=scorer,
+            patience_seconds=verifier.patience_seconds,
+            retries=verifier.retries,
+        )
         service = Service(
             config.broker,
             pool,
             _hello(config, address, port),
-            capacity=verifier.workers * verifier.backlog,
+            capacity=max(verifier.workers * verifier.backlog, 2 * config.reward_model.batch_jobs if scorer else 0),
             welcome_seconds=verifier.welcome_seconds,
+            drain_seconds=verifier.drain_seconds,
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: service.stop(f"got {signal.Signals(received).name}"))
+        signal.signal(signal.SIGTERM, lambda *_: service.drain("got SIGTERM"))
+        signal.signal(signal.SIGINT, lambda *_: service.stop("got SIGINT"))
         service.run()
     except (ValueError, ProtocolError, PoolBroken, SandboxError) as error:
         sys.exit(f"verifier: {error}")
     finally:
+        if scorer:
+            scorer.close()
         starter.close()
         sandbox.close()
+        if relay is not None:
+            relay.close()
+
+
+def _custom(config: VerifierRoot) -> CustomFunction | None:
+    """The user's function, if there is one. A trusted one is imported in a process of its own, to know that it can be.
+
+    Raises `ValueError`.
+    """
+    wanted = config.custom
+    if not wanted.function:
+        return None
+    packages = [folder for folder in config.sandbox.readable if os.path.isdir(folder)]
+    memory = config.sandbox.memory_bytes
+    found = find(wanted.function, wanted.path, trusted=wanted.trusted, packages=packages, memory_bytes=memory)
+    if found.trusted:
+        place = [*found.packages, found.folder]
+        program = (
+            f"import sys; sys.path[:0] = {place!r}; from {found.module} import {found.name} as judge; "
+            "sys.exit(None if callable(judge) else 'it cannot be called')"
+        )
+        trial = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=CUSTOM_SECONDS, check=False
+        )
+        if trial.returncode:
+            last = (trial.stderr.strip().splitlines() or [f"exit code {trial.returncode}"])[-1]
+            raise ValueError(f"{found.option} cannot be imported: {last}")
+    return found
 
 
 def _sandbox(config: VerifierRoot) -> Sandbox:
@@ -85,7 +143,7 @@ def _sandbox(config: VerifierRoot) -> Sandbox:
     return Sandbox(
         slots=2 * config.verifier.workers + 2,
         most=most,
-        readable=wanted.readable,
+        readable=[*wanted.readable, *programs.readable()],
         strict=wanted.require == "strict",
     )
 

@@ -4,9 +4,11 @@ import math
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-Outcome: TypeAlias = Literal["scored", "timeout", "memory", "void"]
-"""How a check ended: judged; stopped at its deadline or at its memory limit, both 0; or not judged at all."""
+Outcome: TypeAlias = Literal["scored", "timeout", "memory", "void", "failed"]
+"""How a check ended: judged; stopped at its deadline or at its memory limit, both 0; not judged at all, since it cannot
+be (void), or since the host failed it (failed), which may go better the next time."""
 
+UNJUDGED = ("void", "failed")
 MAX_REASON_CHARACTERS = 1000
 
 
@@ -24,7 +26,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One named reward has been applied to the text of one job. `value` is None when void."""
+    """One named reward has been applied to the text of one job. `value` is None when it was not judged."""
 
     job_id: int
     reward: str
@@ -51,7 +53,7 @@ def unpack(value: Any) -> Ready | Checked:
             math.isfinite(wall)
             and math.isfinite(cpu)
             and outcome in get_args(Outcome)
-            and (outcome == "void" if score is None else outcome != "void" and 0.0 <= score <= 1.0)
+            and (outcome in UNJUDGED if score is None else outcome not in UNJUDGED and 0.0 <= score <= 1.0)
         ):
             return Checked(*value[1:])
     raise BadReport(f"a worker reported {str(value)[:200]}")

@@ -8,7 +8,7 @@ import logging
 
 import zmq
 
-from protocol.clock import now
+from protocol.clock import Deadline, now
 from protocol.errors import ProtocolError
 from protocol.line import Line
 from protocol.messages import Heartbeat, Hello, Verdict, VerifyDone, VerifyJob, VerifyRequest
@@ -24,14 +24,20 @@ MESSAGES_A_TURN = 1000  # taken at most before the workers are looked at
 class Service:
     """One process's pool, joined to a broker."""
 
-    def __init__(self, broker: str, pool: Pool, hello: Hello, *, capacity: int, welcome_seconds: float) -> None:
+    def __init__(
+        self, broker: str, pool: Pool, hello: Hello, *, capacity: int, welcome_seconds: float, drain_seconds: float
+    ) -> None:
         self.capacity = capacity
         self.pool = pool
         self.over = ""  # why the loop ends
         self.verdicts = 0
+        self.draining_because = ""
+        self._told_to_drain = False
+        self._drained_by = Deadline(drain_seconds)
         self.line = Line(
             broker, hello, welcome_seconds=welcome_seconds, standing=lambda: [VerifyRequest(capacity=self.capacity)]
         )
+        self.pool.answer_within(self.line.welcome.silence_seconds)
         self._counted = (now(), 0)
         log.info("joined run %s", self.line.welcome.run.name)
 
@@ -55,10 +61,37 @@ class Service:
             for job, verdict in self.pool.turn():
                 self._send(job, verdict)
             self.line.tick(self._status)
+            self._finish()
 
     def stop(self, reason: str) -> None:
         """End after this turn; safe to call from a signal handler."""
         self.over = self.over or reason
+
+    def drain(self, reason: str) -> None:
+        """Take nothing new, finish what it has, end; asked twice, or too late, `stop`. For a signal handler too.
+
+        What is not finished then goes to others: the broker still counts it as held here when this one leaves.
+        """
+        if self.draining_because:
+            self.stop(reason)
+            return
+        self._drained_by.renew()
+        self.capacity = 0
+        self.draining_because = reason
+
+    def _finish(self) -> None:
+        """While it drains: end once everything is judged and has arrived, or the time is up."""
+        if not self.draining_because:
+            return
+        left = self.pool.queued + self.pool.running
+        if not self._told_to_drain:
+            self._told_to_drain = True
+            log.info("%s: finishing %d jobs", self.draining_because, left)
+            self.line.say(VerifyRequest(capacity=0))
+        if self._drained_by.passed:
+            self.stop(f"{self.draining_because}; {left} jobs were not finished after {self._drained_by.seconds:g} s")
+        elif not (left or self.line.unacknowledged):
+            self.stop(self.draining_because)
 
     # ------------------------------------------------------------ in
 
@@ -67,7 +100,8 @@ class Service:
             if (message := self.line.receive()) is None:
                 break
             if isinstance(message, VerifyJob):
-                self.pool.add(message)
+                if not self.draining_because:  # else it was on its way, and goes to others
+                    self.pool.add(message)
             else:
                 metrics.messages_rejected.inc()
                 log.warning("ignored: %s", message)

@@ -5,11 +5,14 @@ import os
 import socket
 import sys
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgpack
 
+from verifier.relay import Relay
+from verifier.rewards.custom_source import CustomFunction
 from verifier.sandbox.kept import SOURCE, Kept, Wanted
 from verifier.sandbox.program import MOST_PROGRAM_BYTES, Limits
 from verifier.sandbox.sandbox import Sandbox
@@ -46,7 +49,8 @@ class Starter(Protocol):
 class Zygote:
     """Forks workers from a warm, locked-in process (`verifier.zygote`), which is started anew should it die.
 
-    `workers` is how many there are at most at the same time; each gets a line to `sandbox`, if there is one.
+    `workers` is how many there are at most at the same time; each gets a line to `sandbox` and then to `relay`, if
+    there are such, and knows the `custom` reward.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Zygote:
         workers: int,
         *,
         sandbox: Sandbox | None = None,
+        custom: CustomFunction | None = None,
+        relay: Relay | None = None,
         without: Collection[str] = (),
         strict: bool = True,
     ) -> None:
@@ -68,40 +74,49 @@ class Zygote:
                 disk_bytes=2 * MOST_PROGRAM_BYTES,
                 open_files=256,
             ),
-            readable=_packages(),
+            readable=[*_packages(), *([str(custom.place), *custom.packages] if custom else [])],
             without=without,
             bare=False,
             strict=strict,
         )
         self._sandbox = sandbox
+        self._custom = custom
+        self._relay = relay
         self._libraries: list[str] = []
         self._kept = Kept(self._wanted)
+        self._set_up()
 
     @property
     def walls(self) -> Walls:
         """What stands round workers; waits until it is known. Raises `SandboxError`."""
         return self._kept.walls()
 
-    def _send(self, command: list[str | int], *descriptors: int) -> bool:
+    def _send(self, command: list[Any], *descriptors: int) -> bool:
         """False: there is no zygote to take the command."""
         return self._kept.send(msgpack.packb(command), *descriptors)
 
     def _respawn(self) -> None:
         log.warning("the zygote ended (exit code %s); starting another", self._kept.close())
         self._kept = Kept(self._wanted)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What workers of a new zygote have in memory."""
+        if self._custom:
+            self._send(["custom", asdict(self._custom)])
         for library in self._libraries:
             self._send(["load", library])
 
     def start(self) -> socket.socket:
         """See `Starter.start`. If not even a new zygote takes the command, the channel is at its end at once."""
         ours, theirs = socket.socketpair()
-        line = self._sandbox.connect() if self._sandbox else None
-        descriptors = [theirs.fileno(), *([line.fileno()] if line else [])]
+        lines = [each.connect() for each in (self._sandbox, self._relay) if each is not None]
+        descriptors = [theirs.fileno(), *(line.fileno() for line in lines)]
         if not self._send(["start"], *descriptors):
             self._respawn()
             self._send(["start"], *descriptors)
         theirs.close()
-        if line:
+        for line in lines:
             line.close()
         return ours
 

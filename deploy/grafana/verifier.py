@@ -40,6 +40,29 @@ PACE = Row(
             ),
         ),
         Panel(
+            title="Slow checks, by reward",
+            says="All but one in a hundred take no longer. The bound is stream.verify_seconds.",
+            unit="seconds",
+            logarithmic=True,
+            queries=(
+                Query(
+                    f"histogram_quantile(0.99, sum by (le, reward) (rate(verifier_check_seconds_bucket{RECENT})))",
+                    "{{reward}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Wait for a worker",
+            says="From a job's arrival here to its first check: half of the jobs, and all but one in a hundred, wait no"
+            " longer. Short ones go first; none waits past its turn for more than verifier.patience_seconds.",
+            unit="seconds",
+            logarithmic=True,
+            queries=tuple(
+                Query(f"histogram_quantile({share}, sum by (le) (rate(verifier_wait_seconds_bucket{RECENT})))", legend)
+                for share, legend in ((0.5, "median"), (0.99, "99th percentile"))
+            ),
+        ),
+        Panel(
             title="Mean check, by reward",
             says="Seconds of one reward applied to one text.",
             unit="seconds",
@@ -80,6 +103,26 @@ OUTCOMES = Row(
             says="Share of the last ten minutes. The alert VoidVerdicts fires above 2 %.",
             unit="share",
             queries=(Query('run:void_verdicts:ratio10m{run=~"$run"}', "{{run}}"),),
+        ),
+        Panel(
+            title="Checks tried again",
+            says="Within ten minutes, by what the host failed in. `sandbox` and `lost` want a look at the log,"
+            " `starved` more cores, `model` a smaller batch of the reward model.",
+            unit="count",
+            queries=(Query(f"sum by (reason) (increase(verifier_checks_retried_total{CHOSEN}[10m]))", "{{reason}}"),),
+        ),
+        Panel(
+            title="Checks that were not judged, by reward",
+            says="Within ten minutes: timeout and memory count as 0, void is not trained, failed is tried again.",
+            unit="count",
+            queries=(
+                Query(
+                    "sum by (reward, outcome) (increase(verifier_checks_total"
+                    + CHOSEN.replace("}", ',outcome!="scored"}')
+                    + "[10m]))",
+                    "{{reward}}: {{outcome}}",
+                ),
+            ),
         ),
         Panel(
             title="Workers ended and replaced",
@@ -126,10 +169,36 @@ SANDBOX = Row(
     ),
 )
 
+MODEL = Row(
+    "Reward model",
+    (
+        Panel(
+            title="Tokens read",
+            says="A second, by the reward model of each verifier that serves one; padding is left out.",
+            unit="tokens/s",
+            width=12,
+            queries=(Query(f"sum by (process) (rate(verifier_model_tokens_total{RECENT}))", "{{process}}"),),
+        ),
+        Panel(
+            title="Jobs in a batch",
+            says="On average. At 1 it waits for work; at reward_model.batch_jobs work waits for it.",
+            unit="count",
+            width=12,
+            queries=(
+                Query(
+                    f"sum by (process) (rate(verifier_model_batch_jobs_sum{RECENT}))"
+                    f" / sum by (process) (rate(verifier_model_batch_jobs_count{RECENT}))",
+                    "{{process}}",
+                ),
+            ),
+        ),
+    ),
+)
+
 DASHBOARD = Dashboard(
     name="verifier",
     title="Verifier",
     says="How fast answers are checked, and what became of the checks.",
     process="verifier",
-    rows=(PACE, OUTCOMES, SANDBOX),
+    rows=(PACE, OUTCOMES, MODEL, SANDBOX),
 )

@@ -144,7 +144,7 @@ class Case:
     rate: float  # groups a second; 0: as many as the broker takes
     seconds: float
     sync: str
-    tokens: int
+    tokens: int = 512  # of a rollout
 
     @property
     def capacity(self) -> int:

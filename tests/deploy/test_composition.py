@@ -133,7 +133,7 @@ def test_only_the_broker_gets_the_metrics_port() -> None:
         (["stream.group_size=1"], "stream.group_size=1: a group-relative advantage needs at least 2 rollouts"),
         (["loss.name=dpo"], "loss.name=dpo: must be one of ppo_clip, decoupled_ppo"),
         (["engine.dtype=int3"], "engine.dtype=int3: must be one of"),
-        (["verifier.workers=0"], "verifier.workers=0: must be at least 1"),
+        (["verifier.workers=-1"], "verifier.workers=-1: must be 0 (one a core) or more"),
         (["sft_optimizer.lr=0"], "sft_optimizer.lr=0.0: must be above 0"),
         (["policy.lora_rank=-1"], "policy.lora_rank=-1: must be 0 (no adapters) or more"),
         (["sft_policy.param_dtype=int4"], "sft_policy.param_dtype=int4: must be one of"),

@@ -205,6 +205,111 @@ def test_a_worker_that_computes_past_its_deadline_is_a_timeout(pool: Pool, worke
     assert found.reason == "accuracy: timeout after 0.05 s"
 
 
+@pytest.fixture
+def patient(workers: PlayedWorkers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """A pool that tries twice more what the host failed, without a pause."""
+    monkeypatch.setattr("verifier.pool.RETRY_PAUSE_SECONDS", 0.0)
+    pool = Pool(workers, workers=1, checks_per_worker=100, retries=2)
+    yield pool
+    pool.close()
+
+
+def test_what_the_sandbox_failed_is_tried_again_and_the_parts_that_are_known_stay(
+    patient: Pool, workers: PlayedWorkers
+) -> None:
+    worker = ready(workers)
+    patient.add(job())
+    patient.turn()
+    assert worker_receive(worker)[1] == ["accuracy", "format"]
+    worker_send(worker, checked(value=0.5))
+    worker_send(worker, checked(reward="format", value=None, outcome="failed"))
+    assert patient.turn() == []
+    assert worker_receive(worker)[1] == ["format"]
+    worker_send(worker, checked(reward="format"))
+    assert verdict(patient).parts == {"accuracy": 0.5, "format": 1.0}
+
+
+def test_the_host_is_given_so_many_attempts_and_then_the_job_is_void(patient: Pool, workers: PlayedWorkers) -> None:
+    worker = ready(workers)
+    patient.add(job(reward="format"))
+    for _ in range(3):
+        assert patient.turn() == []
+        assert worker_receive(worker)[0] == 1
+        worker_send(worker, checked(reward="format", value=None, outcome="failed"))
+    found = verdict(patient)
+    assert found.void
+    assert found.reason == "format: because"
+    assert (patient.queued, patient.running) == (0, 0)
+
+
+def test_attempts_that_cost_more_than_the_broker_waits_are_not_repeated(patient: Pool, workers: PlayedWorkers) -> None:
+    worker = ready(workers)
+    patient.answer_within(1.0)  # a third of it for failures: one check of 0.25 s
+    patient.add(job(reward="format"))
+    for _ in range(2):
+        assert patient.turn() == []
+        assert worker_receive(worker)[0] == 1
+        worker_send(worker, checked(reward="format", value=None, outcome="failed"))
+    assert verdict(patient).void
+
+
+@pytest.mark.parametrize(("value", "outcome"), [(0.0, "scored"), (0.0, "timeout"), (None, "void")])
+def test_a_wrong_answer_and_a_bad_task_are_never_tried_again(
+    patient: Pool, workers: PlayedWorkers, value: float | None, outcome: str
+) -> None:
+    worker = ready(workers)
+    patient.add(job(reward="format"))
+    patient.turn()
+    worker_send(worker, checked(reward="format", value=value, outcome=outcome))
+    assert verdict(patient).reward == value
+
+
+def test_a_worker_that_talks_nonsense_gets_its_text_no_second_attempt(patient: Pool, workers: PlayedWorkers) -> None:
+    worker = ready(workers)
+    patient.add(job())
+    patient.turn()
+    worker_send(worker, checked(value=2.0))
+    assert verdict(patient).void
+
+
+def test_the_successor_of_a_lost_worker_goes_on_with_its_job_before_any_other(
+    patient: Pool, workers: PlayedWorkers
+) -> None:
+    worker = ready(workers)
+    patient.add(job(1))
+    patient.add(job(2))
+    patient.turn()
+    worker.close()
+    patient.turn()
+    assert (patient.queued, patient.running) == (1, 1)
+    successor = ready(workers)
+    patient.turn()
+    assert worker_receive(successor)[0] == 1
+
+
+def test_jobs_of_a_reward_that_is_quick_go_first_on_all_workers_but_the_steady_one(workers: PlayedWorkers) -> None:
+    pool = Pool(workers, workers=2, checks_per_worker=100, patience_seconds=9.0)
+    for end in workers.ends:
+        worker_send(end, pack(Ready(os.getpid(), time.process_time())))
+    pool.turn()
+    steady, other = workers.ends
+    slow = ["checked", 1, "accuracy", 1.0, "scored", "because", 5.0, time.process_time()]
+    pool.add(job(1, "accuracy"))
+    pool.add(job(2, "accuracy"))
+    pool.turn()  # what accuracy takes is not known yet
+    assert [worker_receive(end)[0] for end in (steady, other)] == [1, 2]
+    worker_send(steady, slow)
+    pool.turn()
+    for number, reward in ((3, "accuracy"), (4, "accuracy"), (5, "format"), (6, "format")):
+        pool.add(job(number, reward))
+    pool.turn()
+    assert worker_receive(steady)[0] == 3
+    worker_send(other, [*slow[:1], 2, *slow[2:]])
+    pool.turn()
+    assert worker_receive(other)[0] == 5
+    pool.close()
+
+
 def test_a_job_waits_for_a_worker_with_its_library(pool: Pool, workers: PlayedWorkers) -> None:
     first = ready(workers)
     pool.turn()

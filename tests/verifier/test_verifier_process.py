@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import msgpack
 import pytest
 from verifier_doubles import ROOT, STOP_SECONDS, StartVerifier, Verifier, gone
 
-from protocol.messages import Goodbye, Refusal
+from protocol.messages import Goodbye, Refusal, VerifyRequest
 
 RIGHT = "<think>3+9+0=12;3+5+1=9</think><answer>92</answer>"
 TOWER = "<think>big</think><answer>" + "|x" * 200 + "</answer>"  # takes for ever to parse
@@ -101,7 +100,7 @@ def test_a_hostile_text_does_not_hold_up_the_other_worker(start_verifier: StartV
 
 
 def test_a_killed_worker_makes_its_check_void_and_is_replaced(start_verifier: StartVerifier) -> None:
-    verifier = start_verifier()
+    verifier = start_verifier("verifier.retries=0")
     verifier.judge(RIGHT, "92")
     verifier.submit(TOWER, "92")
     worker = verifier.busy_worker()
@@ -114,7 +113,7 @@ def test_a_killed_worker_makes_its_check_void_and_is_replaced(start_verifier: St
 
 
 def test_a_check_that_does_not_get_the_cpu_is_void_and_not_wrong(start_verifier: StartVerifier) -> None:
-    verifier = start_verifier()
+    verifier = start_verifier("verifier.retries=0")
     verifier.judge(RIGHT, "92")
     (worker,) = verifier.workers()
     os.kill(worker, signal.SIGSTOP)
@@ -125,8 +124,27 @@ def test_a_check_that_does_not_get_the_cpu_is_void_and_not_wrong(start_verifier:
     assert gone([worker])
 
 
-def test_a_killed_zygote_is_replaced(start_verifier: StartVerifier) -> None:
+def test_a_check_whose_worker_or_cpu_was_taken_is_tried_again_and_counted(start_verifier: StartVerifier) -> None:
     verifier = start_verifier()
+    verifier.judge(RIGHT, "92")
+    (worker,) = verifier.workers()
+    os.kill(worker, signal.SIGSTOP)
+    assert verifier.judge(RIGHT, "92", seconds=0.5).reward == 1.0
+    verifier.submit(TOWER, "92", seconds=1.0)
+    os.kill(verifier.busy_worker(), signal.SIGKILL)
+    number, verdict = verifier.done()
+    assert (number, verdict.reward) == (3, 0.5)
+    assert "accuracy: timeout after 1 s" in verdict.reason, "judged at the second attempt, and not tried a third time"
+    verifier.await_metrics(
+        'verifier_checks_retried_total{reason="starved"} 1.0',
+        'verifier_checks_retried_total{reason="lost"} 1.0',
+        'verifier_checks_total{outcome="failed",reward="accuracy"} 2.0',
+        'verifier_verdicts_total{outcome="void"} 0.0',
+    )
+
+
+def test_a_killed_zygote_is_replaced(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier("verifier.retries=0")
     verifier.judge(RIGHT, "92")
     verifier.submit(TOWER, "92")
     zygote, worker = verifier.zygote, verifier.busy_worker()
@@ -200,30 +218,63 @@ def test_metrics_count_checks_workers_and_rejections(start_verifier: StartVerifi
         "verifier_messages_rejected_total 1.0",
         "verifier_jobs_queued 0.0",  # a gauge, set once a turn: the verdict may be here before it
     )
-    deadline = time.monotonic() + 10
-    missing = list(expected)
-    while missing and time.monotonic() < deadline:
-        with urllib.request.urlopen(f"http://127.0.0.1:{verifier.hello.metrics_port}/metrics", timeout=5) as page:
-            metrics = page.read().decode()
-        missing = [line for line in expected if line not in metrics]
-    assert not missing
+    verifier.await_metrics(*expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_fast_even_while_a_check_runs(start_verifier: StartVerifier, number: signal.Signals) -> None:
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_an_interrupt_and_a_second_sigterm_end_it_fast_even_while_a_check_runs(
+    start_verifier: StartVerifier, numbers: list[signal.Signals]
+) -> None:
     verifier = start_verifier("verifier.workers=2")
     verifier.judge(RIGHT, "92")
     verifier.submit(TOWER, "92")
     family = [verifier.zygote, *verifier.workers(2)]
     begun = time.monotonic()
-    verifier.process.send_signal(number)
+    for number in numbers:
+        verifier.process.send_signal(number)
+        time.sleep(0.2)
     code, log = verifier.ended()
     assert time.monotonic() - begun < STOP_SECONDS
     assert code == 0, log
     assert gone(family)
-    goodbye = verifier.next()
-    assert isinstance(goodbye, Goodbye)
-    assert number.name in goodbye.reason
+    assert numbers[0].name in verifier.goodbye().reason
+
+
+def test_sigterm_ends_an_idle_verifier_at_once(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier()
+    begun = time.monotonic()
+    verifier.process.send_signal(signal.SIGTERM)
+    code, log = verifier.ended()
+    assert (code, time.monotonic() - begun < STOP_SECONDS) == (0, True), log
+    assert verifier.goodbye().reason == "got SIGTERM"
+
+
+def test_on_sigterm_it_finishes_what_it_has_takes_nothing_new_and_says_goodbye(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier()
+    verifier.judge(RIGHT, "92")
+    slow = verifier.submit(TOWER, "92", seconds=1.0)
+    quick = verifier.submit(RIGHT, "92")
+    verifier.busy_worker()
+    verifier.process.send_signal(signal.SIGTERM)
+    request = verifier.next()
+    assert isinstance(request, VerifyRequest)
+    assert request.capacity == 0
+    verifier.submit(RIGHT, "92")  # it was on its way
+    assert [verifier.done()[0] for _ in range(2)] == [slow, quick]
+    assert verifier.goodbye().reason == "got SIGTERM"
+    assert verifier.ended()[0] == 0
+
+
+def test_a_drain_has_an_end_even_if_a_check_has_none(start_verifier: StartVerifier) -> None:
+    verifier = start_verifier("verifier.drain_seconds=0.5")
+    verifier.judge(RIGHT, "92")
+    verifier.submit(TOWER, "92", seconds=60.0)
+    verifier.busy_worker()
+    begun = time.monotonic()
+    verifier.process.send_signal(signal.SIGTERM)
+    code, log = verifier.ended()
+    assert (code, time.monotonic() - begun < STOP_SECONDS) == (0, True), log
+    assert "1 jobs were not finished after 0.5 s" in verifier.goodbye().reason
 
 
 def test_nothing_outlives_a_service_that_is_killed(start_verifier: StartVerifier) -> None:
@@ -284,7 +335,7 @@ def test_it_speaks_at_least_once_a_heartbeat(start_verifier: StartVerifier) -> N
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("verifier.workers=0", "verifier.workers=0: must be at least 1"),
+        ("verifier.workers=-1", "verifier.workers=-1: must be 0 (one a core) or more"),
         ("verifier.memory_bytes=1000", "verifier.memory_bytes=1000: "),
         ("verifier.welcome_seconds=0.2", "no broker answered at tcp://127.0.0.1:9 within 0.2 s"),
         ("broker=nonsense", "nonsense: give the address as tcp://host:port"),

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from protocol.clock import Deadline
 from protocol.messages import (
+    Ack,
     Goodbye,
     Heartbeat,
     Hello,
@@ -38,7 +40,15 @@ class Verifier:
     ) -> None:
         self.router = Router("tcp://127.0.0.1:*")
         self.log = ""  # once it has ended
-        command = [sys.executable, *prefix, "-m", "verifier", f"broker={self.router.address}", *options]
+        command = [
+            sys.executable,
+            *prefix,
+            "-m",
+            "verifier",
+            f"broker={self.router.address}",
+            "verifier.workers=1",
+            *options,
+        ]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.heartbeats: list[Heartbeat] = []
         self.rejected: list[Rejected] = []
@@ -76,6 +86,8 @@ class Verifier:
         while isinstance(message := self._receive()[1], Heartbeat):
             self.heartbeats.append(message)
             self.router.send(self.peer, Heartbeat())
+        if isinstance(message, VerifyDone):
+            self.router.send(self.peer, Ack(seq=message.seq))
         return message
 
     def submit(
@@ -108,6 +120,22 @@ class Verifier:
         message = self.next()
         assert isinstance(message, VerifyDone), message
         return message.job_id, message.verdict
+
+    def goodbye(self) -> Goodbye:
+        """Its last word, past verdicts and what it said of its room."""
+        while not isinstance(message := self.next(), Goodbye):
+            assert isinstance(message, VerifyDone | VerifyRequest), message
+        return message
+
+    def await_metrics(self, *lines: str) -> None:
+        """Wait until all these lines are exported; gauges are set once a turn, so a verdict may be here before them."""
+        limit = Deadline(ARRIVAL_SECONDS)
+        missing = list(lines)
+        while missing:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.hello.metrics_port}/metrics", timeout=5) as page:
+                exported = page.read().decode()
+            missing = [line for line in lines if line not in exported]
+            assert not (missing and limit.passed), f"{missing} in {exported}"
 
     def judge(self, text: str, reference: str, **options: Any) -> Verdict:
         """The verdict on one text, when no other job is out."""

@@ -6,10 +6,13 @@ from typing import Any
 from verifier.rewards import gym, language, symbolic
 from verifier.rewards.accuracy import accuracy_reward
 from verifier.rewards.code import code_reward
+from verifier.rewards.custom import custom_reward
 from verifier.rewards.format import format_reward
 from verifier.rewards.instructions import instructions_reward, needs_language
 from verifier.rewards.length import length_reward
 from verifier.rewards.mathematics import math_reward
+from verifier.rewards.model import model_reward
+from verifier.rewards.proof.reward import proof_reward
 from verifier.rewards.puzzles.reward import puzzle_reward
 from verifier.rewards.repetition import repetition_reward
 from verifier.rewards.score import Reward
@@ -18,6 +21,7 @@ from verifier.rewards.search import exact_match_reward, token_f1_reward
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy_reward,
     "code": code_reward,
+    "custom": custom_reward,
     "exact_match": exact_match_reward,
     "format": format_reward,
     "instructions": instructions_reward,
@@ -25,7 +29,9 @@ REWARDS: dict[str, Reward] = {
     "length": length_reward,
     "math": math_reward,
     "puzzle": puzzle_reward,
+    "proof": proof_reward,
     "reasoning_gym": gym.gym_reward,
+    "reward_model": model_reward,
     "repetition": repetition_reward,
     "token_f1": token_f1_reward,
 }

@@ -7,10 +7,11 @@ import json
 import os
 import select
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from io import FileIO
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from protocol.clock import Deadline
@@ -20,6 +21,7 @@ from verifier.sandbox.program import Limits, Outcome, Program
 from verifier.sandbox.run import Run, SandboxError
 
 MOST_ANSWER_BYTES = 8 * 2**20
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 class NoAnswer(Exception):
@@ -35,15 +37,16 @@ class Raised(NoAnswer):
 
 
 class Functions:
-    """The functions of `source`, in a process of their own until `close`. `limits` hold for all calls together."""
+    """The functions of `source`, in a process of their own until `close`. `limits` hold for all calls together; `files`
+    lie where it can import them."""
 
-    def __init__(self, link: Link, source: str, limits: Limits) -> None:
+    def __init__(self, link: Link, source: str, limits: Limits, files: Mapping[str, bytes] = NO_FILES) -> None:
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
         self._received = bytearray()
         self.outcome: Outcome | None = None  # once the process has ended
         self.lost = False  # no further call can be answered
-        program = Program(source=source, role="functions", limits=limits)
+        program = Program(source=source, role="functions", limits=limits, files=files)
         with theirs, ExitStack() as unless_started:
             unless_started.callback(self._channel.close)
             self._run = link.start(program, theirs.fileno())

@@ -4,6 +4,7 @@ import random
 
 from learner import addition
 from learner.broker.config import TaskConfig
+from learner.broker.tasks.question import with_question
 from learner.template import Wrap
 from protocol.messages import Task
 
@@ -45,12 +46,13 @@ class AdditionTasks:
         if (operands := self._operands(index)) is None:
             return None
         a, b = operands
+        question, reward = addition.prompt(a, b), self.config.reward or REWARD
         return Task(
             task_id=_task_id(a, b),
-            prompt=self.wrap(addition.prompt(a, b)),
-            reward=self.config.reward or REWARD,
+            prompt=self.wrap(question),
+            reward=reward,
             reference=str(a + b),
-            metadata={"accuracy": "numeric"},
+            metadata=with_question({"accuracy": "numeric"}, reward, question),
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from learner.broker.tasks.question import with_question
 from learner.lines import rows
 from learner.template import Wrap
 from protocol.codec import decode, encode
@@ -43,7 +44,7 @@ def _task(where: str, row: Any, default_reward: str, wrap: Wrap) -> Task:
         prompt=wrap(values["prompt"]),
         reward=values["reward"],
         reference=values["reference"],
-        metadata=_metadata(where, row),
+        metadata=with_question(_metadata(where, row), values["reward"], values["prompt"]),
     )
     _check_wire(where, task)
     return task

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from learner.broker.config import TaskConfig
 from learner.broker.tasks.addition import place_in_epoch
+from learner.broker.tasks.question import with_question
 from learner.template import Wrap
 from protocol import reference
 from protocol.messages import Task
@@ -103,12 +104,13 @@ class GymTasks:
 
 def gym_task(family: str, place: int, entry: str, params: str, wrap: Wrap, reward: str) -> Task:
     """The task of an entry and its family's parameters, both as `protocol.reference` writes them."""
+    question: str = reference.load(entry)["question"]
     return Task(
         task_id=_task_id(family, place),
-        prompt=wrap(reference.load(entry)["question"]),
+        prompt=wrap(question),
         reward=reward or REWARD,
         reference=entry,
-        metadata={"family": family, "params": params},
+        metadata=with_question({"family": family, "params": params}, reward, question),
     )
 
 

@@ -176,3 +176,25 @@ def test_the_prompt_is_put_as_the_template_says() -> None:
     assert r1.prompt.startswith("A conversation between User and Assistant.")
     assert f"User: {plain.prompt}. Assistant:" in r1.prompt
     assert own.prompt == f"Q: {plain.prompt} A:"
+
+
+@pytest.mark.parametrize(
+    ("reward", "metadata", "question"),
+    [
+        ("0.5*accuracy + 0.5*reward_model", {}, "1+1=?"),
+        ("custom", {}, "1+1=?"),
+        ("custom", {"question": "its own"}, "its own"),
+        ("accuracy", {}, None),
+    ],
+)
+def test_rewards_that_judge_the_question_too_get_it_without_the_template(
+    tmp_path: Path, reward: str, metadata: dict[str, str], question: str | None
+) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps({"prompt": "1+1=?", "reward": reward, "reference": "2", **metadata}))
+    (task,) = open_tasks(TaskConfig(name="file", files=[str(path)], template="r1", epochs=1), 0).tasks  # type: ignore[attr-defined]
+    assert "User: 1+1=?." in task.prompt
+    assert task.metadata.get("question") == question
+    generated = open_tasks(TaskConfig(name="addition", reward=reward, template="r1"), 0).task(0)
+    assert generated is not None
+    assert ("question" in generated.metadata) == (question is not None)
