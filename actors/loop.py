@@ -159,7 +159,9 @@ class Actor:
         for source in (self.link.line.dealer.socket, self.weights.socket):
             if source is not None:
                 poller.register(source, zmq.POLLIN)
+        begun = now()
         poller.poll(round(1e3 * min(WAIT_SECONDS, self.link.line.heartbeat_seconds)))
+        metrics.idle_seconds.inc(now() - begun)
 
     def _measure(self) -> None:
         if not self._rate.due():

@@ -20,6 +20,7 @@ mixed_version_rollouts = Counter(
 running_rollouts = Gauge("actor_running_rollouts", "Rollouts that the next step decodes")
 waiting_rollouts = Gauge("actor_waiting_rollouts", "Rollouts leased that have no place in the batch yet")
 kv_used = Gauge("actor_kv_cache_used_ratio", "Share of the KV cache in use")
+idle_seconds = Counter("actor_idle_seconds_total", "Time without anything to decode")
 step_seconds = Histogram("actor_step_seconds", "One engine step", buckets=_SECONDS)
 policy_version = Gauge("actor_policy_version", "Version that the engine samples from")
 weight_swap_seconds = Histogram(
@@ -33,6 +34,9 @@ weight_shards_corrupt = Counter("actor_weight_shards_corrupt_total", "Weight sha
 weights_relayed_bytes = Counter("actor_weights_relayed_bytes_total", "Bytes of weight shards sent to other actors")
 weight_sources_lost = Counter(
     "actor_weight_sources_lost_total", "Actors, of which weights were fetched, that fell silent"
+)
+weight_versions_not_broadcast = Counter(
+    "actor_weight_versions_not_broadcast_total", "Versions that a broadcast did not bring, fetched instead"
 )
 weight_versions_given_up = Counter("actor_weight_versions_given_up_total", "Versions that did not come, or not in time")
 leases_overdue = Counter("actor_leases_overdue_total", "Leases aborted at their deadline")

@@ -24,8 +24,10 @@ from verifier import metrics
 from verifier.config import VerifierRoot, check
 from verifier.cores import cores
 from verifier.pool import Pool, PoolBroken
+from verifier.relay import Relay
 from verifier.rewards.custom import await_sandboxed
 from verifier.rewards.custom_source import CustomFunction, find
+from verifier.rewards.proof import programs
 from verifier.sandbox.program import Limits
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
@@ -61,7 +63,10 @@ def main(tree: DictConfig) -> None:
     sandbox = _sandbox(config)
     strict = config.sandbox.require == "strict"
     scorer = ModelScorer(config.reward_model) if config.reward_model.path else None
-    starter = Zygote(verifier.memory_bytes, verifier.workers, sandbox=sandbox, custom=custom, strict=strict)
+    relay = Relay(verifier.lean_server, verifier.lean_key_file) if verifier.lean_server else None
+    starter = Zygote(
+        verifier.memory_bytes, verifier.workers, sandbox=sandbox, custom=custom, relay=relay, strict=strict
+    )
     try:
         _say(sandbox.walls, starter.walls)
         if scorer:
@@ -95,6 +100,8 @@ def main(tree: DictConfig) -> None:
             scorer.close()
         starter.close()
         sandbox.close()
+        if relay is not None:
+            relay.close()
 
 
 def _custom(config: VerifierRoot) -> CustomFunction | None:
@@ -136,7 +143,7 @@ def _sandbox(config: VerifierRoot) -> Sandbox:
     return Sandbox(
         slots=2 * config.verifier.workers + 2,
         most=most,
-        readable=wanted.readable,
+        readable=[*wanted.readable, *programs.readable()],
         strict=wanted.require == "strict",
     )
 

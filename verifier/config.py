@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from protocol.options import option
 from protocol.security import SecurityConfig, check_security
@@ -29,6 +30,8 @@ class VerifierConfig:
         "times that a check is tried again after the host failed it (sandbox, lost worker, no CPU), before it is void",
     )
     drain_seconds: float = option(20.0, "time to finish what it has after SIGTERM; a second one ends it at once")
+    lean_server: str = option("", "address of a Kimina Lean Server, for proofs in Lean: http://host:port")
+    lean_key_file: str = option("", "file that holds the server's API key; empty: it wants none")
 
 
 REQUIREMENTS = ("strict", "best_effort")
@@ -115,6 +118,7 @@ def check(config: VerifierRoot) -> None:
     for folder in config.custom.path:
         if not os.path.isdir(folder):
             raise ValueError(f"custom.path: {folder!r} is not a folder")
+    _check_server(verifier)
     sandbox = config.sandbox
     if sandbox.require not in REQUIREMENTS:
         raise ValueError(f"sandbox.require={sandbox.require}: must be one of {', '.join(REQUIREMENTS)}")
@@ -144,3 +148,14 @@ def _check_reward_model(model: RewardModelConfig) -> None:
     for name in ("width", "load_seconds"):
         if not getattr(model, name) > 0:
             raise ValueError(f"reward_model.{name}={getattr(model, name)}: must be above 0")
+
+
+def _check_server(verifier: VerifierConfig) -> None:
+    if verifier.lean_server:
+        address = urlsplit(verifier.lean_server)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(
+                f"verifier.lean_server={verifier.lean_server}: must be http://host:port or https://host:port"
+            )
+    if verifier.lean_key_file and not os.path.isfile(verifier.lean_key_file):
+        raise ValueError(f"verifier.lean_key_file={verifier.lean_key_file}: there is no such file")

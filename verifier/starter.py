@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgpack
 
+from verifier.relay import Relay
 from verifier.rewards.custom_source import CustomFunction
 from verifier.sandbox.kept import SOURCE, Kept, Wanted
 from verifier.sandbox.program import MOST_PROGRAM_BYTES, Limits
@@ -48,8 +49,8 @@ class Starter(Protocol):
 class Zygote:
     """Forks workers from a warm, locked-in process (`verifier.zygote`), which is started anew should it die.
 
-    `workers` is how many there are at most at the same time; each gets a line to `sandbox`, if there is one, and knows
-    the `custom` reward.
+    `workers` is how many there are at most at the same time; each gets a line to `sandbox` and then to `relay`, if
+    there are such, and knows the `custom` reward.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Zygote:
         *,
         sandbox: Sandbox | None = None,
         custom: CustomFunction | None = None,
+        relay: Relay | None = None,
         without: Collection[str] = (),
         strict: bool = True,
     ) -> None:
@@ -79,6 +81,7 @@ class Zygote:
         )
         self._sandbox = sandbox
         self._custom = custom
+        self._relay = relay
         self._libraries: list[str] = []
         self._kept = Kept(self._wanted)
         self._set_up()
@@ -107,13 +110,13 @@ class Zygote:
     def start(self) -> socket.socket:
         """See `Starter.start`. If not even a new zygote takes the command, the channel is at its end at once."""
         ours, theirs = socket.socketpair()
-        line = self._sandbox.connect() if self._sandbox else None
-        descriptors = [theirs.fileno(), *([line.fileno()] if line else [])]
+        lines = [each.connect() for each in (self._sandbox, self._relay) if each is not None]
+        descriptors = [theirs.fileno(), *(line.fileno() for line in lines)]
         if not self._send(["start"], *descriptors):
             self._respawn()
             self._send(["start"], *descriptors)
         theirs.close()
-        if line:
+        for line in lines:
             line.close()
         return ours
 

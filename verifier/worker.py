@@ -8,9 +8,11 @@ but in a sandbox of its own, to which the worker has a line.
 import os
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from verifier.channel import ChannelClosed, worker_receive, worker_send
+from verifier.relay_line import RelayLine, Unavailable
 from verifier.reports import Checked, Outcome, Ready, pack
 from verifier.rewards import REWARDS
 from verifier.rewards.score import BadAnswer, BadTask, described
@@ -19,14 +21,15 @@ from verifier.sandbox.link import Link
 from verifier.sandbox.run import SandboxError
 
 
-def work(channel: socket.socket, line: socket.socket | None, pid: int) -> NoReturn:
+def work(channel: socket.socket, lines: Sequence[socket.socket], pid: int) -> NoReturn:
     """Take jobs `[job_id, rewards, text, reference, metadata, seconds]` until the channel ends; report each reward.
 
-    A void reward voids its job, so the ones after it are left out; so they are when memory ran out. `line` leads to a
-    sandbox; `pid` is this process's number outside.
+    A void reward voids its job, so the ones after it are left out; so they are when memory ran out. `lines` lead to a
+    sandbox and to a relay, as far as there are any; `pid` is this process's number outside.
     """
-    if line is not None:
-        access.grant(Link(line))
+    if lines:
+        link, *relay = lines
+        access.grant(Link(link), RelayLine(relay[0]) if relay else None)
     try:
         worker_send(channel, pack(Ready(pid, time.process_time())))
         while True:
@@ -57,7 +60,7 @@ def judge(name: str, text: str, reference: str, metadata: dict[str, Any]) -> tup
         score = REWARDS[name](text, reference, metadata)
     except BadAnswer as error:
         return 0.0, "scored", str(error)
-    except BadTask as error:
+    except (BadTask, Unavailable) as error:
         return None, "void", str(error)
     except SandboxError as error:
         return None, "failed", f"sandbox: {error}"

@@ -4,9 +4,9 @@ It waits for commands on its control socket and for the death of its children. I
 process 1 of its pid namespace it takes all workers along when it ends; it ends when the service does, and with it the
 control socket.
 
-Commands: `start` (with the worker's end of a channel attached and, after it, a line to a sandbox), `end <pid>`,
-`load <library>`, `custom <function>` (a user's reward). It answers nothing but `ended`, the pid of a worker and its
-wait status, once a worker is gone. Pids are the service's.
+Commands: `start` (with the worker's end of a channel attached and, after it, lines to a sandbox and to a relay),
+`end <pid>`, `load <library>`, `custom <function>` (a user's reward). It answers nothing but `ended`, the pid of a
+worker and its wait status, once a worker is gone. Pids are the service's.
 """
 
 import json
@@ -70,7 +70,7 @@ class _Zygote:
     def _obey(self) -> bool:
         """Carry out one command. False: the service is gone."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.service, MAX_COMMAND_BYTES, 2)
+            data, descriptors, _, _ = socket.recv_fds(self.service, MAX_COMMAND_BYTES, 3)
         except OSError:
             return False
         if not data:
@@ -107,8 +107,8 @@ class _Zygote:
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         self.enclosure.confine(slot, self.limits, "worker", {0, 1, 2, *descriptors})
-        channel, *line = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-        work(channel, line[0] if line else None, pid)
+        channel, *lines = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        work(channel, lines, pid)
 
     def _bury(self, worker: _Worker) -> None:
         self.enclosure.end_group(worker.pid)

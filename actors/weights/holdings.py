@@ -13,7 +13,7 @@ from protocol import delta
 from protocol.delta import DamagedDelta
 from protocol.messages import Shard, ShardRequest, WeightManifest
 from protocol.segments import Segment
-from protocol.weights import checksum
+from protocol.weights import checksum, copied
 
 UNKNOWN = -1  # in place of a version
 
@@ -95,9 +95,9 @@ class Holdings:
             self._apply(arrived)
         else:
             spec = self.goal.shards[shard]
-            if len(arrived.data) != spec.nbytes or checksum(arrived.data) != spec.checksum:
+            self.versions[shard], self.checksums[shard] = UNKNOWN, ""
+            if len(arrived.data) != spec.nbytes or copied(arrived.data, self.bytes_of(shard)) != spec.checksum:
                 raise Damaged("its bytes are not those of the manifest")
-            self.bytes_of(shard)[:] = arrived.data
             self.versions[shard], self.checksums[shard] = self.goal.version, spec.checksum
 
     def received(self) -> list[int]:
@@ -109,11 +109,6 @@ class Holdings:
             self.checksums[shard] = found if found == spec.checksum else ""
             self.versions[shard] = self.goal.version if found == spec.checksum else UNKNOWN
         return self.missing
-
-    def lost(self) -> None:
-        """Nobody knows what was written into `data`."""
-        self.checksums = [""] * len(self.checksums)
-        self.versions = [UNKNOWN] * len(self.versions)
 
     def _apply(self, arrived: Shard) -> None:
         shard = arrived.shard

@@ -83,6 +83,11 @@ class Wire:
             self._holdings = Holdings(manifest)
         return self._holdings
 
+    def forget(self) -> None:
+        """Nothing that is held is of use to the next version, nor the memory that it lies in; nothing is fetched."""
+        self.stop()
+        self._relay.holdings = self._holdings = None
+
     def fetch(self, holdings: Holdings, since: float) -> None:
         """Fetch what `holdings` lack of their goal; the time that it takes counts from `since`."""
         self._begun, self._wire_bytes = since, 0

@@ -22,10 +22,13 @@ SAMPLING = Row(
         ),
         Panel(
             title="Busy",
-            says="Share of its time in which each engine works; the rest it waits for leases or loads weights.",
+            says="Share of its time in which each engine works, or has nothing to decode; the rest is weights.",
             unit="share",
             highest=1.0,
-            queries=(Query(f"process:actor_busy:ratio1m{CHOSEN}", "{{process}}"),),
+            queries=(
+                Query(f"process:actor_busy:ratio1m{CHOSEN}", "{{process}}"),
+                Query(f"rate(actor_idle_seconds_total{BUCKETS})", "idle {{process}}"),
+            ),
         ),
         Panel(
             title="One engine step",
@@ -163,6 +166,7 @@ TROUBLE = Row(
             queries=(
                 Query(f"sum(increase(actor_weight_shards_corrupt_total{CHOSEN}[10m]))", "corrupt shards"),
                 Query(f"sum(increase(actor_weight_sources_lost_total{CHOSEN}[10m]))", "sources lost"),
+                Query(f"sum(increase(actor_weight_versions_not_broadcast_total{CHOSEN}[10m]))", "broadcasts failed"),
                 Query(f"sum(increase(actor_weight_versions_given_up_total{CHOSEN}[10m]))", "versions given up"),
             ),
         ),

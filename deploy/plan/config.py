@@ -113,7 +113,7 @@ NEEDED = {  # without a measurement; all else has a default then
 
 def planned(config: PlanRoot) -> Rates:
     """The rates to plan with: measured ones overlaid by those that are given. Raises `ValueError`."""
-    _check(config)
+    check_options(config)
     if not config.rates:
         return check(_given(config))
     if not Path(config.rates).exists():
@@ -177,7 +177,7 @@ def _said(options: Any) -> dict[str, Any]:
     return {each.name: value for each in fields(options) if (value := getattr(options, each.name)) is not None}
 
 
-def _check(config: PlanRoot) -> None:
+def check_options(config: PlanRoot) -> None:
     """Refuse what cannot be planned. Raises `ValueError`."""
     for name in ("actors", "verifiers"):
         if getattr(config, name) < 0:

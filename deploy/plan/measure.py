@@ -6,6 +6,7 @@ seconds, and writes RUN/rates.json. The learner's speed is taken from the steps 
 
 import json
 import re
+import statistics
 import sys
 import time
 import urllib.request
@@ -21,13 +22,14 @@ from deploy.plan import rates, records
 from deploy.plan.rates import Rates
 from deploy.plan.records import Interval
 
+LATE = 3.0  # a look that comes so many times later than usual was held up, and so was what it looks at
 ASK_SECONDS = 5.0  # longest wait for one answer
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 USAGE = "give a run that goes on, as in `python -m deploy.plan measure runs/quickstart seconds=30 every=5`"
 COUNTED = {  # the names that are read, summed over their labels
     "actor": (
         "actor_step_seconds_count",
-        "actor_step_seconds_sum",
+        "actor_idle_seconds_total",
         "actor_generated_tokens_total",
         "actor_weight_swap_seconds_count",
         "actor_weight_swap_seconds_sum",
@@ -37,7 +39,10 @@ COUNTED = {  # the names that are read, summed over their labels
     "verifier": ("verifier_check_seconds_sum", "verifier_verdicts_total"),
 }
 
+CLOCK = "clock"  # of this process, when it looked
+
 Look = dict[str, dict[str, float]]  # process → metric → value
+Pair = tuple[dict[str, float], dict[str, float]]  # of one process, at two looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +74,12 @@ def evaluate(base: Rates, looks: list[Look]) -> Rates:
         Interval(
             steps=rise(old, new, "actor_step_seconds_count"),
             tokens=rise(old, new, "actor_generated_tokens_total"),
-            seconds=rise(old, new, "actor_step_seconds_sum"),
+            seconds=busy_seconds(old, new),
         )
-        for before, after in pairwise(looks)
-        for old, new in _both(before, after)
+        for old, new in _unpaused([pair for before, after in pairwise(looks) for pair in _both(before, after)])
         if "actor_step_seconds_count" in new
     ]
-    step_seconds, rollout_seconds, note = records.engine_step(intervals)
+    step_seconds, rollout_seconds, note = records.engine_step(intervals, base.actor.max_num_seqs)
     whole = list(_both(looks[0], looks[-1]))
 
     def mean(numerator: str, denominator: str) -> float:
@@ -100,15 +104,28 @@ def evaluate(base: Rates, looks: list[Look]) -> Rates:
     )
 
 
+def busy_seconds(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """The time for which an actor had something to decode, without the loading of weights."""
+    away = ("actor_idle_seconds_total", "actor_weight_swap_seconds_sum")
+    return max(0.0, after[CLOCK] - before[CLOCK] - sum(rise(before, after, name) for name in away))
+
+
 def rise(before: Mapping[str, float], after: Mapping[str, float], name: str) -> float:
     """How much a counter rose; a process that was started again counts from nothing."""
     old, new = before.get(name, 0.0), after.get(name, 0.0)
     return new - old if new >= old else new
 
 
-def _both(before: Look, after: Look) -> list[tuple[dict[str, float], dict[str, float]]]:
+def _both(before: Look, after: Look) -> list[Pair]:
     """The processes that were there both times."""
     return [(before[name], after[name]) for name in before.keys() & after.keys()]
+
+
+def _unpaused(pairs: list[Pair]) -> list[Pair]:
+    """Without those that lie too far apart: a pause of the machine."""
+    seconds = [new[CLOCK] - old[CLOCK] for old, new in pairs]
+    longest = LATE * statistics.median(seconds) if seconds else 0.0
+    return [pair for pair, apart in zip(pairs, seconds, strict=True) if apart <= longest]
 
 
 def look(directory: Path) -> Look:
@@ -116,9 +133,10 @@ def look(directory: Path) -> Look:
     found: Look = {}
     for process in targets(directory):
         try:
-            found[process.name] = counters(_ask(f"http://{process.address}/metrics"), COUNTED[process.role])
+            page = _ask(f"http://{process.address}/metrics")
         except OSError:
             continue  # it is leaving, or starting: the next look sees
+        found[process.name] = {CLOCK: time.monotonic(), **counters(page, COUNTED[process.role])}
     return found
 
 

@@ -89,14 +89,17 @@ def write(rates: Rates, path: Path) -> None:
 def read(path: Path) -> Rates:
     """What `write` wrote. Raises `ValueError` with the field that is missing or unknown."""
     try:
-        content = json.loads(path.read_text())
-        parts: dict[str, Any] = {name: _part(kind, content[name]) for name, kind in PARTS.items()}
-        lengths, notes = tuple(map(int, content["lengths"])), tuple(map(str, content["notes"]))
+        return parse(json.loads(path.read_text()))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: is no file of rates: {error!r}; `python -m deploy.plan measure RUN` writes one"
         ) from None
-    return check(Rates(**parts, lengths=lengths, notes=notes))
+
+
+def parse(content: dict[str, Any]) -> Rates:
+    """Rates from the dictionary of one. Raises `ValueError`, `TypeError` or `KeyError` for what is none."""
+    parts: dict[str, Any] = {name: _part(kind, content[name]) for name, kind in PARTS.items()}
+    return check(Rates(**parts, lengths=tuple(map(int, content["lengths"])), notes=tuple(map(str, content["notes"]))))
 
 
 def _part(kind: type, content: dict[str, Any]) -> Any:

@@ -32,7 +32,7 @@ class Interval:
 
     steps: float  # of its engine
     tokens: float
-    seconds: float  # in those steps
+    seconds: float  # for which it had something to decode, all that it does between its steps included
 
 
 def read(directory: Path) -> Rates:
@@ -107,12 +107,9 @@ def base(directory: Path, rows: Sequence[Row]) -> Rates:
 
 
 def learner(rows: Sequence[Row], rollouts: int) -> LearnerRate:
-    """Its speed in the time in which it did not wait for a batch; `step_seconds` is what taking a batch costs."""
-    least = min(row["seconds"]["receive"] for row in rows)
+    """Its speed in the time in which it did not wait for a batch."""
     working = sum(row["seconds"]["total"] - row["seconds"]["receive"] for row in rows)
-    return LearnerRate(
-        tokens_per_second=sum(row["length_mean"] for row in rows) * rollouts / working, step_seconds=least
-    )
+    return LearnerRate(tokens_per_second=sum(row["length_mean"] for row in rows) * rollouts / working)
 
 
 def dropped_share(rows: Sequence[Row], groups_per_step: int, zero_variance: str) -> float:
@@ -134,11 +131,12 @@ def lengths(directory: Path) -> tuple[int, ...]:
     return found
 
 
-def engine_step(intervals: Sequence[Interval]) -> tuple[float, float, str]:
+def engine_step(intervals: Sequence[Interval], most: int) -> tuple[float, float, str]:
     """`step_seconds` and `rollout_seconds` of the line through the mean batch with the slope of least squares.
 
-    The third is a note when the batch hardly varied, so that the slope is not to be known: then all of a step is taken
-    to grow with what it decodes. Raises `ValueError` when no actor did anything.
+    The third is a note when the batch hardly varied, so that the slope is not to be known. Then the worse is assumed of
+    what was not seen: of nearly full batches (`most` is a full one) that smaller ones take as long, of small batches
+    that larger ones take longer in proportion. Raises `ValueError` when no actor did anything.
     """
     used = [each for each in intervals if each.steps > 0]
     total = Interval(*(sum(getattr(each, name) for each in used) for name in Interval.__slots__))
@@ -150,8 +148,10 @@ def engine_step(intervals: Sequence[Interval]) -> tuple[float, float, str]:
         each.steps * (each.tokens / each.steps - batch) * (each.seconds / each.steps - seconds) for each in used
     )
     if (spread / total.steps) ** 0.5 < SLIM_BATCH_VARIATION * batch:
-        note = f"a step is taken to grow in proportion to its rollouts, of which all had about {batch:.0f}"
-        return 0.0, seconds / batch, note
+        seen = f", for all had about {batch:.0f} rollouts"
+        if batch >= most / 2:
+            return seconds, 0.0, f"an engine step is taken to be as long with fewer rollouts{seen}"
+        return 0.0, seconds / batch, f"an engine step is taken to grow in proportion to its rollouts{seen}"
     slope = min(max(shared / spread, 0.0), seconds / batch)
     return seconds - slope * batch, slope, ""
 

@@ -1,6 +1,7 @@
-"""`python -m deploy.prometheus.runbook deploy/README.md`: the table of alerts, written anew from alerts.yml.
+"""`python -m deploy.prometheus.runbook deploy/README.md`: the tables of alerts, written anew from alerts.yml.
 
-It stands between two markers; the rest of the file is left alone. A test demands that it is current.
+A group of alerts is a symptom, and a table. They stand between two markers; the rest of the file is left alone. A test
+demands that they are current.
 """
 
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 ALERTS = Path(__file__).parent / "alerts.yml"
 BEGIN = "<!-- alerts: written by `python -m deploy.prometheus.runbook deploy/README.md` -->"
+HEAD = ("| what you see | alert | severity | what to do |", "|---|---|---|---|")
 END = "<!-- end of alerts -->"
 
 
@@ -19,6 +21,7 @@ END = "<!-- end of alerts -->"
 class Alert:
     """A rule of alerts.yml, as people read it."""
 
+    symptom: str  # the name of its group
     name: str
     severity: str
     summary: str  # with Prometheus' own templates in it
@@ -31,6 +34,7 @@ def alerts() -> list[Alert]:
     content: Any = yaml.safe_load(ALERTS.read_text())
     return [
         Alert(
+            group["name"],
             rule["alert"],
             rule["labels"]["severity"],
             *(rule["annotations"][name] for name in ("summary", "description", "runbook")),
@@ -40,26 +44,29 @@ def alerts() -> list[Alert]:
     ]
 
 
-def table() -> str:
-    """What you see, and what to do."""
-    rows = [f"| {each.description} | `{each.name}` | {each.severity} | {each.runbook} |" for each in alerts()]
-    return "\n".join(["| what you see | alert | severity | what to do |", "|---|---|---|---|", *rows])
+def tables() -> str:
+    """What you see, and what to do, a table for each symptom."""
+    found: dict[str, list[str]] = {}
+    for each in alerts():
+        row = f"| {each.description} | `{each.name}` | {each.severity} | {each.runbook} |"
+        found.setdefault(each.symptom, []).append(row)
+    return "\n\n".join("\n".join([f"**{symptom}**", "", *HEAD, *rows]) for symptom, rows in found.items())
 
 
 def insert(text: str) -> str:
-    """`text` with the table between its markers. Raises `ValueError` when it has no markers."""
+    """`text` with the tables between its markers. Raises `ValueError` when it has no markers."""
     before, found, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not found or not end:
         raise ValueError(f"no line {BEGIN!r} followed by {END!r}")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
 
 
 def main() -> None:
-    """Write the table into the file that is named."""
+    """Write the tables into the file that is named."""
     if len(sys.argv) != 2:
         sys.exit(
-            "runbook: give the file that holds the table, as in `python -m deploy.prometheus.runbook deploy/README.md`"
+            "runbook: give the file that holds the tables, as in `python -m deploy.prometheus.runbook deploy/README.md`"
         )
     path = Path(sys.argv[1])
     try:

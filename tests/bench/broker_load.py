@@ -1,9 +1,10 @@
 """What one broker serves: the real broker process under simulated actors, verifiers and a learner.
 
-    python -m tests.bench.broker_load [--actors 1 10 100 1000 2000] [--rate 200] [--seconds 30] [--out broker_load.json]
+    python -m tests.bench.broker_load [--actors 1 10 100 1000 2000] [--rate 200] [--tokens 512] [--seconds 30]
+                                      [--out broker_load.json]
 
 Two sweeps over the number of actors, each actor a connection of its own (`tests.bench.load_peers`). `offered`: all of
-them together deliver `--rate` groups of 8 rollouts of 512 tokens a second, as long as the broker keeps up; the
+them together deliver `--rate` groups of 8 rollouts of `--tokens` tokens a second, as long as the broker keeps up; the
 latencies are those of that load. `most`: every actor delivers a lease at once, so that the broker is the bottleneck.
 Broker and peers share the machine; what other processes take of it is reported beside (`others`).
 
@@ -14,6 +15,7 @@ Broker and peers share the machine; what other processes take of it is reported 
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -142,6 +144,7 @@ class Case:
     rate: float  # groups a second; 0: as many as the broker takes
     seconds: float
     sync: str
+    tokens: int = 512  # of a rollout
 
     @property
     def capacity(self) -> int:
@@ -177,6 +180,7 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
     for first in range(0, case.actors, ACTORS_A_PROCESS):
         actors = min(ACTORS_A_PROCESS, case.actors - first)
         places = {"capacity": case.capacity, "group_size": GROUP_SIZE, "seconds": case.sampling_seconds}
+        places["tokens"] = case.tokens
         crews.append(Crew(**window, actors=actors, first=first, **places))
     workers = [Worker("tests.bench.load_peers", threads=1) for _ in crews]
     try:
@@ -214,6 +218,7 @@ def _row(case: Case, usages: Sequence[Usage], seen: Sequence[dict[str, Any]]) ->
     groups = sum(each["groups"] for each in seen)
     return {
         "actors": case.actors,
+        "tokens": case.tokens,
         "offered": case.rate,
         "groups_per_second": groups / case.seconds,
         "rollouts_per_second": sum(each["rollouts"] for each in seen) / case.seconds,
@@ -248,6 +253,7 @@ def _sleep_until(moment: float) -> None:
 
 COLUMNS = (
     ("actors", 7, lambda row: f"{row['actors']}"),
+    ("tokens", 7, lambda row: f"{row['tokens']}"),
     ("offered", 8, lambda row: f"{row['offered']:.0f}" if row["offered"] else "most"),
     ("groups/s", 9, lambda row: f"{row['groups_per_second']:.0f}"),
     ("lease p50", 10, lambda row: f"{row['lease_ms'].get('p50', math.nan):.1f}"),
@@ -271,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 10, 100, 1000, 2000])
     parser.add_argument("--rate", type=float, nargs="+", default=[200.0, 0.0], help="groups a second; 0: the most")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512], help="of a rollout's completion")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--sync", choices=("normal", "full"), default="normal")
@@ -279,15 +286,14 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     print("".join(f"{title:>{width}}" for title, width, _ in COLUMNS))
-    for rate in options.rate:
-        for actors in options.actors:
-            for _ in range(options.repeats):
-                case = Case(actors=actors, rate=rate, seconds=options.seconds, sync=options.sync)
-                with tempfile.TemporaryDirectory(dir=options.directory) as temporary:
-                    rows.append(measure(case, Path(temporary)))
-                print("".join(f"{show(rows[-1]):>{width}}" for _, width, show in COLUMNS), flush=True)
-                content = {"machine": platform.platform(), "cores": os.cpu_count(), "sync": options.sync, "rows": rows}
-                options.out.write_text(json.dumps(content, indent=2) + "\n")
+    sweep = itertools.product(options.rate, options.tokens, options.actors, range(options.repeats))
+    for rate, tokens, actors, _ in sweep:
+        case = Case(actors=actors, rate=rate, seconds=options.seconds, sync=options.sync, tokens=tokens)
+        with tempfile.TemporaryDirectory(dir=options.directory) as temporary:
+            rows.append(measure(case, Path(temporary)))
+        print("".join(f"{show(rows[-1]):>{width}}" for _, width, show in COLUMNS), flush=True)
+        content = {"machine": platform.platform(), "cores": os.cpu_count(), "sync": options.sync, "rows": rows}
+        options.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ from protocol.messages import (
 from protocol.sockets import Dealer
 from tests.bench.workers import serve
 
-TOKENS = 512  # of a completion
 PROMPT_TOKENS = 64
 TEXT = "The sum of the digits is carried over. "  # repeated to four characters a token
 STAMP = 20  # characters of a rollout's text that say when it was sent
@@ -66,6 +65,7 @@ class Crew:
     first: int = 0  # number of the first actor
     capacity: int = 16  # rollouts of an actor
     group_size: int = 8
+    tokens: int = 512  # of a completion
     seconds: float = 0.0  # from a lease to a rollout, on average; 0: at once
     verifiers: int = 0
     learner: bool = False
@@ -309,8 +309,8 @@ class Fleet:
         self.crew = crew
         self.seen = Seen()
         self.chance = Random(crew.first)
-        self.text = (TEXT * TOKENS)[: 4 * TOKENS - STAMP]
-        self.rollout, self.verdict, self.manifest = canned_rollout(), canned_verdict(), canned_manifest()
+        self.text = (TEXT * crew.tokens)[: 4 * crew.tokens - STAMP]
+        self.rollout, self.verdict, self.manifest = canned_rollout(crew.tokens), canned_verdict(), canned_manifest()
         self.heartbeat = encode(Heartbeat())
         self._timers: list[tuple[float, int, Actor, tuple[dict[str, Any], int]]] = []
         self._count = itertools.count()
@@ -395,8 +395,8 @@ class Fleet:
 # ---------------------------------------------------------------- canned
 
 
-def canned_rollout() -> Canned:
-    """512 random tokens and their text."""
+def canned_rollout(tokens: int) -> Canned:
+    """Random tokens, and room for their text."""
     chance = np.random.default_rng(0)
     return Canned(
         RolloutDone(
@@ -405,9 +405,9 @@ def canned_rollout() -> Canned:
                 group_id=0,
                 sample_index=0,
                 prompt_ids=chance.integers(0, 2**17, PROMPT_TOKENS, dtype=np.int32),
-                token_ids=chance.integers(0, 2**17, TOKENS, dtype=np.int32),
-                behaviour_logprobs=-chance.random(TOKENS, dtype=np.float32),
-                version_spans=(VersionSpan(version=0, tokens=TOKENS, fingerprint=""),),
+                token_ids=chance.integers(0, 2**17, tokens, dtype=np.int32),
+                behaviour_logprobs=-chance.random(tokens, dtype=np.float32),
+                version_spans=(VersionSpan(version=0, tokens=tokens, fingerprint=""),),
                 finish_reason="stop",
                 text="",
             ),

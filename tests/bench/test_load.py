@@ -20,7 +20,7 @@ from protocol.messages import Goodbye, RolloutDone, VerifyDone, WeightManifest
 from protocol.sockets import Router
 from tests.bench.broker_load import GROUP_SIZE, Case
 from tests.bench.journal import STORES, turns
-from tests.bench.load_peers import TOKENS, Crew, Fleet, canned_manifest, canned_rollout, canned_verdict
+from tests.bench.load_peers import Crew, Fleet, canned_manifest, canned_rollout, canned_verdict
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -44,11 +44,11 @@ def test_a_store_holds_what_the_turns_left_and_has_it_when_it_is_opened_again(st
 
 
 def test_canned_messages_are_messages_of_the_protocol() -> None:
-    rollout = canned_rollout()
+    rollout = canned_rollout(512)
     rollout.body |= {"seq": 3, "lease_id": 7}
     message = decode([bytes(frame) for frame in rollout.frames()])
     assert isinstance(message, RolloutDone)
-    assert (message.seq, message.lease_id, len(message.rollout.token_ids)) == (3, 7, TOKENS)
+    assert (message.seq, message.lease_id, len(message.rollout.token_ids)) == (3, 7, 512)
     assert isinstance(decode(canned_verdict().frames()), VerifyDone)
     manifest = decode(canned_manifest().frames())
     assert isinstance(manifest, WeightManifest)

@@ -2,8 +2,8 @@
 
 The learner's part (store, deltas, server) runs here, each actor in a process of its own; all on one machine, so that
 what goes over the wire goes over loopback, and all share its cores. A version's seconds are those of the slowest actor,
-from the offer until its parameters are copied. The limits are measured anew with every version, one after the other, so
-that what else the machine does disturbs both alike; of each the best counts, which was disturbed least.
+from the offer until its parameters are copied, and of all versions the least. The limits are measured anew with every
+version, one after the other, so that what else the machine does disturbs both alike; the middle of the ratios counts.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tests.bench.workers import Worker
 GB = 10**9
 TENSORS = 40  # of equal size, as the layers of a decoder
 CHUNK = 4 * 2**20  # bytes of a raw message; the fastest on loopback
-MOST_FOR_LIMITS = GB // 2  # limits are rates: larger versions need no larger measurement
+MOST_FOR_LIMITS = GB // 2  # for all receivers: limits are rates, larger versions need no larger measurement
 REPEATS = 3  # of a limit's measurement, of which the middle one counts
 BASELINE = 0.35  # GB of a process without weights
 
@@ -120,10 +120,10 @@ def measure(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """Every case, beside the limits of its size and number of receivers."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    workers = [Worker("tests.bench.weights_worker", threads=1) for _ in range(max(options.receivers))]
-    try:
-        for gigabytes, receivers in itertools.product(options.sizes, options.receivers):
-            print(f"\n{gigabytes:g} GB, {receivers} receivers", flush=True)
+    for gigabytes, receivers in itertools.product(options.sizes, options.receivers):
+        print(f"\n{gigabytes:g} GB, {receivers} receivers", flush=True)
+        workers = [Worker("tests.bench.weights_worker", threads=1) for _ in range(receivers)]
+        try:
             for way, encoding in ways(receivers):
                 case = Case(gigabytes, way, encoding, receivers)
                 versions = options.versions if case.memory(options.versions) <= options.memory else 1
@@ -131,12 +131,12 @@ def measure(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
                 if case.memory(versions) > options.memory:
                     row["skipped"] = f"needs {case.memory(versions):.0f} GB of memory"
                 else:
-                    row |= measure_case(case, workers[:receivers], versions, options.changed, work)
+                    row |= measure_case(case, workers, versions, options.changed, work)
                 rows.append(row)
                 show(row)
-    finally:
-        for worker in workers:
-            worker.close()
+        finally:
+            for worker in workers:
+                worker.close()
     return rows
 
 
@@ -160,7 +160,7 @@ def describe(case: Case) -> dict[str, Any]:
 
 def measure_case(case: Case, workers: list[Worker], versions: int, changed: float, work: Path) -> dict[str, Any]:
     """Some versions over one way. The first one, for which memory is new, counts by itself alone."""
-    limited = min(round(case.gigabytes * GB), MOST_FOR_LIMITS)
+    limited = min(round(case.gigabytes * GB), MOST_FOR_LIMITS // case.receivers)
     path = mapped_file(work, limited)
     with ExitStack() as stack:
         learner = Learner(case, changed, stack)
@@ -182,29 +182,41 @@ Round: TypeAlias = tuple[list[dict[str, float]], float, dict[str, float]]  # ans
 
 
 def summary(case: Case, learner: Learner, first: Round, rest: list[Round]) -> dict[str, Any]:
-    """Best seconds and rates (GB/s) over the versions, and what share of its limit each rate is."""
+    """Best seconds and rates (GB/s) over the versions; of each rate's shares of its limit, side by side, the middle."""
     seconds = min(slowest(answers) for answers, _, _ in rest)
-    fetch = min(max(answer["fetch_seconds"] for answer in answers) for answers, _, _ in rest)
-    limits = {name: max(found[name] for _, _, found in rest) for name in rest[0][2]}
-    rate = learner.nbytes / seconds / GB
-    arrived = case.receivers * learner.nbytes / fetch / GB  # verified, in the memory of all receivers
+    shares = [shares_of_limits(case, learner.nbytes, each) for each in rest]
     return {
         "bytes": learner.nbytes,
         "first_seconds": slowest(first[0]),
         "seconds": seconds,
-        "fetch_seconds": fetch,
+        "fetch_seconds": min(fetching(answers) for answers, _, _ in rest),
         "pause_seconds": min(max(answer["copy_seconds"] for answer in answers) for answers, _, _ in rest),
-        "gigabytes_per_second": rate,
+        "gigabytes_per_second": learner.nbytes / seconds / GB,
         "learner_bytes": statistics.median(sent for _, sent, _ in rest),
         "wire_bytes": statistics.median(sum(answer["wire_bytes"] for answer in answers) for answers, _, _ in rest),
-        "limits": limits,
+        "limits": {name: max(found[name] for _, _, found in rest) for name in rest[0][2]},
+        **{name: statistics.median(each[name] for each in shares) for name in shares[0]},
+        "coding_seconds": min(learner.coding_seconds, default=None),
+        "sealing_seconds": min(learner.sealing_seconds),
+    }
+
+
+def shares_of_limits(case: Case, nbytes: int, one: Round) -> dict[str, float]:
+    """What share of its limit each rate of a version was."""
+    answers, _, limits = one
+    rate = nbytes / slowest(answers) / GB
+    arrived = case.receivers * nbytes / fetching(answers) / GB  # verified, in the memory of all receivers
+    return {
         "of_memcpy": rate / limits["memcpy"],
         "of_safetensors": rate / limits["safetensors"],
         "of_raw_zmq": arrived / limits["raw zmq"],
         "of_gloo": arrived / limits["gloo"],
-        "coding_seconds": min(learner.coding_seconds, default=None),
-        "sealing_seconds": min(learner.sealing_seconds),
     }
+
+
+def fetching(answers: Sequence[Mapping[str, float]]) -> float:
+    """Seconds until the last actor had it all."""
+    return max(answer["fetch_seconds"] for answer in answers)
 
 
 def slowest(answers: Sequence[Mapping[str, float]]) -> float:

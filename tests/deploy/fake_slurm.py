@@ -26,6 +26,7 @@ COMMANDS = {
     "scontrol": """
         case "$*" in
             "show step "*) [[ -e $FAKE_SLURM/steps/${3#*.} ]] ;;
+            "show job "*) echo "   PreemptEligibleTime=2026-01-01 PreemptTime=$(cat "$FAKE_SLURM/preempted")" ;;
             "show node "*) echo "   NodeAddr=127.0.0.1 NodeHostName=here" ;;
             "requeue "*) cat "$FAKE_SLURM"/steps/? 2>/dev/null | xargs --no-run-if-empty kill 2>/dev/null ;;
         esac""",
@@ -53,6 +54,7 @@ GOOD_BROKER = """
     echo '{"broker": "tcp://127.0.0.1:1"}' >"$FAKE_RUN/broker.json"
     trap 'exit 0' TERM
     while [[ ! -e $FAKE_RUN/summary.json ]]; do sleep 0.05; done"""
+PEERS = ("actor.sbatch", "verifier.sbatch")  # arrays
 UNTIL_TOLD = "trap 'exit 0' TERM; while true; do sleep 0.05; done"
 
 
@@ -77,6 +79,7 @@ class FakeSlurm:
             path = self.bin / name
             path.write_text(f'#!/bin/bash\necho "{name} $*" >>"$FAKE_SLURM/calls"\n{body}\n')
             path.chmod(0o755)
+        (directory / "preempted").write_text("None\n")
         self.roles(role="exit 0", broker=GOOD_BROKER)
 
     @property
@@ -102,6 +105,14 @@ class FakeSlurm:
         lines = (self.directory / "calls").read_text().splitlines()
         return [line.removeprefix(f"{command} ") for line in lines if line.startswith(f"{command} ")]
 
+    def requeued(self) -> list[str]:
+        """What was put back into the queue, in order."""
+        return [words[1] for words in map(str.split, self.calls("scontrol")) if words[0] == "requeue"]
+
+    def preempt(self) -> None:
+        """From now on Slurm says that the jobs are preempted and may end by themselves."""
+        (self.directory / "preempted").write_text("2026-01-01T00:00:00\n")
+
     def told(self, step: int) -> str:
         """The last signal that a step got; empty if it got none."""
         path = self.directory / "steps" / f"{step}.signal"
@@ -113,14 +124,14 @@ class FakeSlurm:
             step.unlink()
         slurm = {
             "SLURM_JOB_ID": "7",
-            "SLURM_ARRAY_TASK_ID": "3",
             "SLURMD_NODENAME": "n1",
             "SLURM_CPUS_PER_TASK": "1",
             "SLURM_NNODES": "1",
         }
+        array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"} if script in PEERS else {}
         return subprocess.Popen(
             ["bash", str(run / "slurm" / script)],
-            env={**self.environment, **slurm, "FAKE_RUN": str(run), **more},
+            env={**self.environment, **slurm, **array, "FAKE_RUN": str(run), **more},
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,

@@ -42,6 +42,13 @@ KillWait=30
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP LLN=YES
 """
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # in the place of GPUs: counted, and kept from nobody
+PREEMPTION = """
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+"""
 
 
 def missing() -> str:
@@ -69,8 +76,9 @@ def _free_ports(count: int) -> list[int]:
 class SlurmCluster:
     """Nodes n1, n2, … under `folder`. Use as a context manager: nothing of it is alive afterwards."""
 
-    def __init__(self, folder: Path, nodes: int = 3) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, nodes: int = 3, *, grace: int | None = None, gpus: int = 0) -> None:
+        """With `grace` seconds jobs of a second partition, `urgent`, take nodes from those of `main`."""
+        self.folder, self.grace, self.gpus = folder, grace, gpus
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.configuration = folder / "slurm.conf"
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration), "PATH": _path()}
@@ -103,15 +111,20 @@ class SlurmCluster:
 
     def _configure(self) -> None:
         host, (port, *ports) = socket.gethostname(), _free_ports(len(self.nodes) + 1)
+        gpus = f" Gres=gpu:{self.gpus}" if self.gpus else ""
         lines = [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={own} CPUs={CPUS}"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={own} CPUs={CPUS}{gpus}"
             for node, own in zip(self.nodes, ports, strict=True)
         ]
+        if gpus:
+            lines.insert(0, "GresTypes=gpu")
+            (self.folder / "gres.conf").write_text("".join(f"Name=gpu File={path}\n" for path in DEVICES[: self.gpus]))
         # a node is known before the partition that it is in
         head, found, partition = CONFIGURATION.format(host=host, port=port, folder=self.folder, user="root").rpartition(
             "PartitionName"
         )
-        self.configuration.write_text(head + "\n".join(lines) + "\n" + found + partition)
+        partitions = found + partition if self.grace is None else PREEMPTION.format(grace=self.grace)
+        self.configuration.write_text(head + "\n".join(lines) + "\n" + partitions)
 
     def _start(self, name: str, *command: str, **more: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as output:

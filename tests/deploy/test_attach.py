@@ -41,11 +41,11 @@ def test_ctrl_c_takes_the_view_away_and_the_run_goes_on(start: Start) -> None:
     run = start({"learner-0": "obey"})
     everyone(run)
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
-    watching = attached(run.path)
-    assert watching.stdout is not None
-    assert watching.stdout.readline().startswith("step 1")
-    watching.send_signal(signal.SIGINT)
-    _, errors = watching.communicate(timeout=20)
+    with attached(run.path) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith("step 1")
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=20)
     assert (watching.returncode, errors) == (0, "")
     assert presence.at_work(run.path)
     run.finish()
@@ -61,7 +61,7 @@ def test_a_run_that_was_ended_early_has_no_result(tmp_path: Path) -> None:
 
 
 def test_without_a_directory_it_says_what_it_wants(tmp_path: Path) -> None:
-    watching = attached(tmp_path / "nowhere")
-    _, errors = watching.communicate(timeout=20)
+    with attached(tmp_path / "nowhere") as watching:
+        _, errors = watching.communicate(timeout=20)
     assert watching.returncode == 1
     assert errors.startswith("attach: give the directory of a run")

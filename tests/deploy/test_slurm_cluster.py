@@ -221,3 +221,52 @@ def test_what_this_cluster_cannot_do_is_refused_with_a_sentence(cluster: SlurmCl
         run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue", 120)
     shown = run.launcher("status")
     assert f"the broker did not start: broker: cannot listen on tcp://127.0.0.1:{port}: Address already in use" in shown
+
+
+PLAYED = """#!/bin/bash
+# In the place of python: roles that note which GPUs they are given, and leave as soon as they are told.
+case "$*" in
+    *deploy.slurm.versions*) exit 0 ;;
+    *learner.broker*) role=broker; echo '{}' >"$RUN/broker.json" ;;
+    *torch.distributed.run*) role=learner ;;
+    *) role=$SLURM_ARRAY_TASK_ID ;;
+esac
+echo "$role $SLURMD_NODENAME ${SLURM_STEP_GPUS:-none}" >>"$RUN/began"
+trap 'exit 0' TERM INT
+while true; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("grace", [0, 30])
+def test_who_is_preempted_comes_back_when_the_nodes_are_free_and_finds_its_gpus(tmp_path: Path, grace: int) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    played = tmp_path / "python"
+    played.write_text(PLAYED)
+    played.chmod(0o755)
+    (tmp_path / "site.sh").write_text(f"export RUN={tmp_path / 'run'}\n")
+    began = tmp_path / "run" / "began"
+    words = [
+        *(f"model={tmp_path / 'model'}", "slurm.shared=true", f"slurm.python={played}", "restarts=0"),
+        *(f"slurm.site={tmp_path / 'site.sh'}", "actors=3", "verifiers=0", "jobs.learner.gres=gpu:2"),
+        "jobs.actor.gres=gpu:1",
+    ]
+
+    def everybody(times: int) -> bool:
+        names = [line.split()[0] for line in began.read_text().splitlines()] if began.exists() else []
+        return {name: names.count(name) for name in names} == dict.fromkeys(("broker", "learner", "0", "1", "2"), times)
+
+    with SlurmCluster(tmp_path / "slurm", grace=grace, gpus=2) as cluster:
+        run = Launched(cluster, tmp_path / "run")
+        run.launcher("up", *words)
+        run.until(lambda: everybody(1), "all roles have begun", 60)
+        cluster.ask("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+        run.until(lambda: everybody(2), "all roles are back", 120)
+        assert not (run.directory / "slurm" / "over").exists()
+        assert not any((run.directory / "slurm" / "failures").iterdir())
+        assert "all have left" in run.launcher("down")
+    back = {role: (node, gpus) for role, node, gpus in map(str.split, began.read_text().splitlines()[-5:])}
+    assert back["broker"] == back["learner"]
+    assert back["learner"][1] == "0,1"
+    held = [(node, gpu) for role, (node, gpus) in back.items() if role != "broker" for gpu in gpus.split(",")]
+    assert len(set(held)) == len(held) == 2 + 3, "a GPU belongs to one job"

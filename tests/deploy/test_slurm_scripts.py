@@ -159,7 +159,7 @@ def test_an_actor_that_leaves_by_itself_is_done(
 ) -> None:
     run = make_run()
     code, output = ended(begin(run, "actor.sbatch"))
-    assert (code, slurm.calls("scontrol")) == (0, [])
+    assert (code, slurm.requeued()) == (0, [])
     assert "actor-3: left by itself (job 7 on n1, start 1)" in output
     assert (run.slurm / "state" / "actor-3").read_text() in output
     assert "actor.name=actor-3" in slurm.calls("srun")[0]
@@ -174,7 +174,7 @@ def test_an_actor_that_fails_goes_back_into_the_queue_as_often_as_was_said(
     slurm.roles(role="exit 9")
     codes = [ended(begin(run, "actor.sbatch"))[0] for _ in range(3)]
     assert codes == [0, 0, 9]
-    assert slurm.calls("scontrol") == ["requeue 7"] * 2
+    assert slurm.requeued() == ["5_3"] * 2  # by its place: the number of the last task is that of the whole array
     said = (run.slurm / "state" / "actor-3").read_text()
     assert "failed with exit code 9, for the 3. time, 2 are made good" in said
 
@@ -185,7 +185,7 @@ def test_an_actor_without_a_learner_goes_back_as_often_as_it_takes(
     run = make_run("restarts=1")
     slurm.roles(role="exit 1")
     assert [ended(begin(run, "actor.sbatch"))[0] for _ in range(3)] == [0, 0, 0]
-    assert slurm.calls("scontrol") == ["requeue 7"] * 3
+    assert slurm.requeued() == ["5_3"] * 3
     assert not any((run.slurm / "failures").iterdir())
 
 
@@ -200,7 +200,7 @@ def test_an_actor_is_told_once_to_finish_and_comes_back_only_after_a_time_limit(
     job.send_signal(getattr(signal, f"SIG{received}"))
     assert ended(job)[0] == 0
     assert slurm.calls("scancel") == ["--signal=TERM 7.0"]
-    assert ("requeue 7" in slurm.calls("scontrol")) == requeued
+    assert (slurm.requeued() == ["5_3"]) == requeued
 
 
 def test_a_cancelled_actor_asks_for_nothing(
@@ -213,6 +213,18 @@ def test_a_cancelled_actor_asks_for_nothing(
     os.killpg(job.pid, signal.SIGTERM)  # as Slurm signals all of a job
     assert ended(job)[0] == 143
     assert slurm.calls("scontrol") == []
+
+
+def test_a_preempted_actor_that_leaves_within_its_grace_time_comes_back(
+    make_run: MakeRun, slurm: FakeSlurm, begin: Callable[..., object]
+) -> None:
+    run = make_run("restarts=0")
+    slurm.preempt()  # its step gets a SIGTERM, its script none
+    for role in ("exit 0", "exit 143"):
+        slurm.roles(role=role)
+        assert ended(begin(run, "actor.sbatch"))[0] == 0
+    assert slurm.requeued() == ["5_3"] * 2
+    assert not any((run.slurm / "failures").iterdir())
 
 
 @pytest.mark.parametrize("sign", ["summary.json", "slurm/over", "slurm/leaving/actor-3"])
@@ -269,7 +281,7 @@ def test_before_its_time_limit_a_learner_writes_a_checkpoint_and_goes_back_into_
     job.send_signal(signal.SIGUSR1)
     assert ended(job)[0] == 0
     assert (slurm.told(1), slurm.told(0)) == ("TERM", "")  # the broker rests when Slurm takes the job
-    assert "requeue 7" in slurm.calls("scontrol")
+    assert slurm.requeued() == ["7"]
     assert not (run.slurm / "over").exists()
 
 
@@ -283,7 +295,7 @@ def test_a_drained_learner_ends_the_run_for_all(
     job.send_signal(signal.SIGUSR2)
     assert ended(job)[0] == 0
     assert (slurm.told(1), slurm.told(0)) == ("TERM", "INT")
-    assert "requeue 7" not in slurm.calls("scontrol")
+    assert slurm.requeued() == []
     assert "go on with resume=true" in (run.slurm / "over").read_text()
 
 
@@ -295,7 +307,7 @@ def test_a_learner_that_fails_at_once_has_failed_and_says_why(
     assert ended(begin(run, "learner.sbatch"))[0] == 1
     assert (run.slurm / "over").read_text() == "the learner failed: learner: loss.name=no: is none\n"
     assert slurm.told(0) == "INT"
-    assert "requeue 7" not in slurm.calls("scontrol")
+    assert slurm.requeued() == []
 
 
 @pytest.mark.parametrize("overrides", [["restart_reset_seconds=0.1"], []])
@@ -332,7 +344,21 @@ def test_when_the_broker_dies_the_learner_is_told_and_both_go_back_into_the_queu
     slurm.roles(role="trap 'exit 1' TERM; while true; do sleep 0.05; done", broker=broker)
     assert ended(begin(run, "learner.sbatch"))[0] == 0
     assert slurm.told(1) == "TERM"
-    assert "requeue 7" in slurm.calls("scontrol")
+    assert slurm.requeued() == ["7"]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_preempted_learner_is_told_once_and_goes_back_into_the_queue_however_early_that_is(
+    make_run: MakeRun, slurm: FakeSlurm, begin: Callable[..., object], code: int
+) -> None:
+    run = make_run("restarts=0")
+    slurm.preempt()  # both steps get a SIGTERM, of which the broker is gone first
+    broker = """echo '{}' >"$FAKE_RUN/broker.json"; sleep 0.5; exit 0"""
+    slurm.roles(role=f"sleep 2.5; exit {code}", broker=broker)
+    assert ended(begin(run, "learner.sbatch"))[0] == 0
+    assert (slurm.told(1), slurm.requeued()) == ("", ["7"])
+    assert not (run.slurm / "over").exists()
+    assert not any((run.slurm / "failures").iterdir())
 
 
 def test_a_requeued_learner_of_a_finished_run_starts_nothing(

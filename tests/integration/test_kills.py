@@ -19,7 +19,9 @@ def test_a_run_whose_roles_are_all_killed_once_learns_on_and_trains_every_group_
     cluster.start_verifier("verifier-0")
     reached = 5
     for role in ("actor-0", "verifier-0", "broker", "learner"):
-        cluster.until(lambda steps=reached: len(cluster.rows()) >= steps, 60, f"{reached} steps, then {role} is killed")
+        cluster.until(
+            lambda steps=reached: len(cluster.rows()) >= steps, 180, f"{reached} steps, then {role} is killed"
+        )
         cluster.kill(role)
         cluster.again(role, *(["checkpoint.resume=true"] if role == "learner" else []))
         reached = len(cluster.rows()) + 3

@@ -100,7 +100,7 @@ def test_a_learner_that_gets_sigterm_keeps_its_steps_and_comes_back_to_the_same_
     cluster.start_learner(model, "learner.steps=100000", *options)
     cluster.start_actor("actor-0", "engine.max_num_seqs=8")
     cluster.start_verifier("verifier-0")
-    cluster.until(lambda: len(cluster.rows()) >= 3, 60, "the learner trains")
+    cluster.until(lambda: len(cluster.rows()) >= 3, 180, "the learner trains")
     assert cluster.stop("learner") == 1
     trained = len(cluster.rows())
     assert f"the learner got SIGTERM; {trained} steps are in a checkpoint" in cluster.log("learner")

@@ -55,9 +55,9 @@ def test_actors_and_verifiers_join_and_leave_a_running_learner_by_hand(cluster: 
     for name in ("verifier-0", "verifier-1"):
         cluster.start_verifier(name)
     cluster.start_actor("actor-0", "engine.max_num_seqs=8")
-    cluster.until(lambda: len(cluster.rows()) >= 3, 60, "the first actor feeds the learner")
+    cluster.until(lambda: len(cluster.rows()) >= 3, 180, "the first actor feeds the learner")
     cluster.start_actor("actor-1", "engine.max_num_seqs=8")
-    cluster.until(lambda: peer(cluster, "actor-1").get("policy_version", 0) > 0, 60, "the second actor holds weights")
+    cluster.until(lambda: peer(cluster, "actor-1").get("policy_version", 0) > 0, 180, "the second actor holds weights")
     cluster.until(lambda: peer(cluster, "actor-1")["gauges"]["tokens_per_second"] > 0, 30, "the second actor samples")
     for name in ("verifier-0", "verifier-1"):
         cluster.until(
@@ -66,7 +66,7 @@ def test_actors_and_verifiers_join_and_leave_a_running_learner_by_hand(cluster: 
     assert cluster.stop("actor-0") == 0
     assert cluster.stop("verifier-0", signal.SIGINT) == 0
     reached = len(cluster.rows())
-    cluster.until(lambda: len(cluster.rows()) >= reached + 5, 60, "the others go on")
+    cluster.until(lambda: len(cluster.rows()) >= reached + 5, 180, "the others go on")
     names = {"learner", "actor-1", "verifier-1"}
     cluster.until(lambda: {each["name"] for each in cluster.status()["peers"]} == names, 5, "those who left are gone")
     assert set(cluster.rows()[-1]["groups_dropped"]) <= {"zero_variance"}, "nothing is lost with those who left"

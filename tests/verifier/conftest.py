@@ -5,6 +5,10 @@ from collections.abc import Iterator
 import pytest
 from verifier_doubles import StartVerifier, Verifier
 
+from verifier.rewards.proof import programs
+from verifier.sandbox.access import access
+from verifier.sandbox.sandbox import Sandbox
+
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
@@ -27,3 +31,12 @@ def start_verifier() -> Iterator[StartVerifier]:
     yield start
     for verifier in started:
         verifier.close()
+
+
+@pytest.fixture(scope="module")
+def proving() -> Iterator[Sandbox]:
+    """Rewards of this process run proof programs in a sandbox of their own."""
+    with Sandbox(readable=programs.readable()) as sandbox, sandbox.link() as link:
+        access.grant(link)
+        yield sandbox
+    access.reset()

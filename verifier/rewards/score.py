@@ -23,8 +23,9 @@ class BadAnswer(ValueError):
 
 
 Reward: TypeAlias = Callable[[str, str, Mapping[str, Any]], Score]
-"""`reward(text, reference, metadata)`: judges the completion `text`. Raises `BadTask` or `BadAnswer`, nothing else on
-purpose: any other error is a bug of the reward, and void."""
+"""`reward(text, reference, metadata)`: judges the completion `text`. Raises `BadTask`, `BadAnswer`, or, for what is
+the host's fault, `SandboxError` or `Unavailable`; nothing else on purpose: any other error is a bug of the reward, and
+void."""
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""The sandbox that rewards of this process use: the worker's line to it, and how long the check may still take."""
+"""What rewards of this process use beyond it: its lines to a sandbox and to a relay, and how long a check may take."""
 
 from dataclasses import dataclass
 
 from protocol.clock import Deadline
+from verifier.relay_line import RelayLine, Unavailable
 from verifier.sandbox.link import Link
 from verifier.sandbox.run import SandboxError
 
@@ -14,11 +15,16 @@ class Access:
     """One a process."""
 
     _link: Link | None = None
+    _server: RelayLine | None = None
     _deadline: Deadline | None = None
 
-    def grant(self, link: Link) -> None:
-        """From now on rewards use this line."""
-        self._link = link
+    def grant(self, link: Link, server: RelayLine | None = None) -> None:
+        """From now on rewards use these lines."""
+        self._link, self._server = link, server
+
+    def reset(self) -> None:
+        """As if nothing had been granted and no check had begun."""
+        self._link = self._server = self._deadline = None
 
     def allow(self, seconds: float) -> None:
         """A check begins that has a deadline of `seconds`."""
@@ -30,6 +36,13 @@ class Access:
         if self._link is None:
             raise SandboxError("there is no sandbox here: this reward runs in a worker of `python -m verifier`")
         return self._link
+
+    @property
+    def server(self) -> RelayLine:
+        """The line to the Lean server's relay. Raises `Unavailable` if this process has none."""
+        if self._server is None:
+            raise Unavailable("there is no Lean server: name one by verifier.lean_server=http://host:port")
+        return self._server
 
     @property
     def seconds(self) -> float:

@@ -1,3 +1,8 @@
+# The number of this job or task. A task of an array must be named within it: its last task's own number is the array's,
+# and what Slurm is asked of that number it does to all tasks.
+own=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+own=${own:-$SLURM_JOB_ID}
+
 say() {  # <words…>: into the job's log, and where `python -m deploy.slurm status` finds the last of them
     printf '%s slurm INFO %s: %s (job %s on %s, start %s)\n' "$(date '+%F %T,%3N')" "$name" "$*" \
         "$SLURM_JOB_ID" "$SLURMD_NODENAME" "$((${SLURM_RESTART_COUNT:-0} + 1))" | tee "$run/slurm/state/$name"
@@ -10,8 +15,12 @@ finish() {  # <exit code> <why>
 
 again() {  # <why>: back into the queue, for any node
     say "$1; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$own"
     exit 0
+}
+
+preempted() {  # whether Slurm has taken the node for another job and leaves this one its GraceTime, to end by itself
+    [[ $(scontrol show job "$own" 2>/dev/null) =~ \ PreemptTime=[0-9] ]]
 }
 
 failed() {  # <exit code> <why>: back into the queue, if that has not happened too often
