@@ -6,6 +6,7 @@ is less than it can when it waited for leases: a note says so.
 """
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -99,11 +100,16 @@ def base(directory: Path, rows: Sequence[Row]) -> Rates:
             max_num_seqs=root.engine.max_num_seqs,
             room=actors.config.room(root),
         ),
-        verifier=VerifierRate(check_seconds=0.0, workers=_config(directory, "verifier").verifier.workers),
+        verifier=VerifierRate(check_seconds=0.0, workers=workers(_config(directory, "verifier").verifier.workers)),
         learner=learner(rows, stream.rollouts_per_step),
         stream=stream,
         lengths=lengths(directory),
     )
+
+
+def workers(configured: int) -> int:
+    """Of a verifier; one for each core if none are configured, taken to be those of this host."""
+    return configured or len(os.sched_getaffinity(0))
 
 
 def learner(rows: Sequence[Row], rollouts: int) -> LearnerRate:

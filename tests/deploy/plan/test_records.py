@@ -1,6 +1,7 @@
 """Rates out of a run's directory and out of its metrics."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def test_a_directory_alone_gives_the_learner_the_stream_and_the_lengths(run: Pat
     assert found.stream.silence_seconds == 7.0
     assert found.lengths == (100, 100)
     assert (found.actor.max_num_seqs, found.actor.room, found.verifier.workers) == (64, 96, 3)
+
+
+def test_a_verifier_without_a_number_of_workers_has_one_for_each_core(run: Path) -> None:
+    (run / "config" / "run_verifier.yaml").write_text("verifier:\n  workers: 0\n")
+    assert records.read(run).verifier.workers == len(os.sched_getaffinity(0))
 
 
 def test_without_a_measurement_an_actor_is_as_fast_as_it_was_and_a_note_says_so(run: Path) -> None:
