@@ -15,6 +15,12 @@ ROLES = ("learner", "actor", "verifier")
 TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 MEMORY = re.compile(r"\d+[KMGT]?")
 NAME = re.compile(r"[\w.-]+")
+LEAVING_SECONDS = 60  # beyond what a peer takes to finish what it has begun
+NOTICE = {  # where a role's notice comes from
+    "learner": "slurm.notice_seconds",
+    "actor": f"actor.drain_seconds and {LEAVING_SECONDS} s",
+    "verifier": f"{LEAVING_SECONDS} s",
+}
 LEAST_NOTICE = 60  # seconds: Slurm looks at time limits about twice a minute
 
 
@@ -133,6 +139,13 @@ def job(config: SlurmLauncherConfig, role: str) -> JobConfig:
     return found
 
 
+def notice(config: SlurmLauncherConfig, role: str, drain_seconds: float) -> int:
+    """Seconds before its time limit at which a job of `role` is told of it."""
+    if role == "learner":
+        return config.slurm.notice_seconds
+    return round(drain_seconds if role == "actor" else 0) + LEAVING_SECONDS
+
+
 def seconds(time: str) -> int:
     """A time limit as Slurm reads it: `30` minutes, `30:00`, `4:00:00`, `2-12` days and hours, `2-00:00:00`."""
     days, dash, rest = time.rpartition("-")
@@ -151,7 +164,7 @@ def check(tree: DictConfig, config: SlurmLauncherConfig) -> None:
     _check_counts(config)
     _check_cluster(tree, config)
     for role in ROLES:
-        _check_job(role, job(config, role), config.slurm.notice_seconds)
+        _check_job(role, job(config, role), notice(config, role, tree.actor.drain_seconds))
     if config.resume and config.overwrite:
         raise ValueError("resume=true with overwrite=true: the run to go on with would be cleared; give one of them")
     if not tree.checkpoint.every:
@@ -203,10 +216,10 @@ def _check_job(role: str, asked: JobConfig, notice_seconds: int) -> None:
         raise ValueError(f"jobs.{role}.cpus={asked.cpus}: must be at least 1")
     if asked.time and not TIME.fullmatch(asked.time):
         raise ValueError(f"jobs.{role}.time={asked.time}: must be as 30 (minutes), 4:00:00 or 2-00:00:00")
-    if asked.time and role == "learner" and seconds(asked.time) < 3 * notice_seconds:
+    if asked.time and seconds(asked.time) < 3 * notice_seconds:
         raise ValueError(
-            f"jobs.learner.time={asked.time}: must be at least three times slurm.notice_seconds={notice_seconds}, or "
-            "little of it is left to train in"
+            f"jobs.{role}.time={asked.time}: must be at least {3 * notice_seconds} s, three times the notice that "
+            f"it is given of it ({NOTICE[role]}), or little is left to work in"
         )
     if asked.memory and not MEMORY.fullmatch(asked.memory):
         raise ValueError(f"jobs.{role}.memory={asked.memory}: must be as 64G")

@@ -10,14 +10,13 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.slurm.config import ClusterConfig, JobConfig, SlurmLauncherConfig, job, python, ranks_per_node
+from deploy.slurm.config import ClusterConfig, JobConfig, SlurmLauncherConfig, job, notice, python, ranks_per_node
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACE = re.compile(r"{{(\w+)}}")
 JOBS = ("cold_start", "learner", "actor", "verifier")
 MODULES = {"actor": "actors", "verifier": "verifier"}
 NICE = {"actor": 1000, "verifier": 500}  # the learner of a run goes first: the others would wait for it on their nodes
-LEAVING_SECONDS = 60  # beyond what a peer takes to finish what it has begun
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
 
 
@@ -63,7 +62,7 @@ def render(
         own = {
             "job": names[role],
             "options": _options(config.slurm, asked),
-            "notice": str(config.slurm.notice_seconds),
+            "notice": str(notice(config, "learner", drain_seconds)),
             "environment": _environment(threads),
         }
         files[f"{role}.sbatch"] = _fill(f"{template}.sbatch", {**places, **own})
@@ -72,7 +71,7 @@ def render(
         own = {
             "job": names[role],
             "options": _options(config.slurm, asked),
-            "notice": str(round(drain_seconds if role == "actor" else 0) + LEAVING_SECONDS),
+            "notice": str(notice(config, role, drain_seconds)),
             "environment": _environment(1),
             "role": role,
             "module": MODULES[role],

@@ -63,7 +63,12 @@ def run(slurm: FakeSlurm, options: list[str]) -> Run:
         ("slurm.notice_seconds=5", "slurm.notice_seconds=5: must be at least 60"),
         ("slurm.options=[exclusive]", "slurm.options: 'exclusive' is no option of sbatch: it must begin with a dash"),
         ("jobs.learner.time=soon", "jobs.learner.time=soon: must be as 30 .minutes., 4:00:00 or 2-00:00:00"),
-        ("jobs.learner.time=14", "jobs.learner.time=14: must be at least three times slurm.notice_seconds=300"),
+        (
+            "jobs.learner.time=14",
+            "jobs.learner.time=14: must be at least 900 s, three times the .* .slurm.notice_seconds",
+        ),
+        ("jobs.actor.time=4", "jobs.actor.time=4: must be at least 270 s, .* .actor.drain_seconds and 60 s"),
+        ("jobs.verifier.time=2", "jobs.verifier.time=2: must be at least 180 s, three times"),
         ("jobs.verifier.cpus=0", "jobs.verifier.cpus=0: must be at least 1"),
         ("broker=ipc:///tmp/x", "broker=ipc:///tmp/x: must be as tcp://node:5555"),
         ("run.name='two words'", "run.name=two words: becomes part of the jobs' names"),

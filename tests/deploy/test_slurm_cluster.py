@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,36 +238,63 @@ while true; do sleep 0.1; done
 """
 
 
-@pytest.mark.parametrize("grace", [0, 30])
-def test_who_is_preempted_comes_back_when_the_nodes_are_free_and_finds_its_gpus(tmp_path: Path, grace: int) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    played = tmp_path / "python"
+def begun(run: Launched) -> list[tuple[str, str, str]]:
+    """Role (an actor by its index), node and GPUs of every start of a played role, in order."""
+    path = run.directory / "began"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(role, node, gpus) for role, node, gpus in map(str.split, lines)]
+
+
+def began(run: Launched, **times: int) -> bool:
+    """Whether learner and broker, and each actor, have begun so often: `_0=2`."""
+    return Counter(role for role, _, _ in begun(run)) == {
+        name.removeprefix("_"): count for name, count in times.items()
+    }
+
+
+def play(cluster: SlurmCluster, directory: Path, *words: str) -> Launched:
+    """A run of three actors whose roles are played has been submitted, and all of it has begun."""
+    model, played, site = directory / "model", directory / "python", directory / "site.sh"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
     played.write_text(PLAYED)
     played.chmod(0o755)
-    (tmp_path / "site.sh").write_text(f"export RUN={tmp_path / 'run'}\n")
-    began = tmp_path / "run" / "began"
-    words = [
-        *(f"model={tmp_path / 'model'}", "slurm.shared=true", f"slurm.python={played}", "restarts=0"),
-        *(f"slurm.site={tmp_path / 'site.sh'}", "actors=3", "verifiers=0", "jobs.learner.gres=gpu:2"),
-        "jobs.actor.gres=gpu:1",
-    ]
+    run = Launched(cluster, directory / "run")
+    site.write_text(f"export RUN={run.directory}\n")
+    given = (f"model={model}", f"slurm.python={played}", f"slurm.site={site}", "slurm.shared=true", "restarts=0")
+    run.launcher("up", *given, "actors=3", "verifiers=0", *words)
+    run.until(lambda: began(run, broker=1, learner=1, _0=1, _1=1, _2=1), "all roles have begun", 60)
+    return run
 
-    def everybody(times: int) -> bool:
-        names = [line.split()[0] for line in began.read_text().splitlines()] if began.exists() else []
-        return {name: names.count(name) for name in names} == dict.fromkeys(("broker", "learner", "0", "1", "2"), times)
 
+@pytest.mark.parametrize("grace", [0, 30])
+def test_who_is_preempted_comes_back_when_the_nodes_are_free_and_finds_its_gpus(tmp_path: Path, grace: int) -> None:
     with SlurmCluster(tmp_path / "slurm", grace=grace, gpus=2) as cluster:
-        run = Launched(cluster, tmp_path / "run")
-        run.launcher("up", *words)
-        run.until(lambda: everybody(1), "all roles have begun", 60)
+        run = play(cluster, tmp_path, "jobs.learner.gres=gpu:2", "jobs.actor.gres=gpu:1")
         cluster.ask("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
-        run.until(lambda: everybody(2), "all roles are back", 120)
+        run.until(lambda: began(run, broker=2, learner=2, _0=2, _1=2, _2=2), "all roles are back", 120)
         assert not (run.directory / "slurm" / "over").exists()
         assert not any((run.directory / "slurm" / "failures").iterdir())
         assert "all have left" in run.launcher("down")
-    back = {role: (node, gpus) for role, node, gpus in map(str.split, began.read_text().splitlines()[-5:])}
+    back = {role: (node, gpus) for role, node, gpus in begun(run)[-5:]}
     assert back["broker"] == back["learner"]
     assert back["learner"][1] == "0,1"
     held = [(node, gpu) for role, (node, gpus) in back.items() if role != "broker" for gpu in gpus.split(",")]
     assert len(set(held)) == len(held) == 2 + 3, "a GPU belongs to one job"
+
+
+def test_an_actor_at_its_time_limit_goes_back_into_the_queue_alone(tmp_path: Path) -> None:
+    with SlurmCluster(tmp_path / "slurm") as cluster:
+        run = play(cluster, tmp_path)
+        lines = cluster.ask("squeue", "--noheader", "--array", "--format=%F_%K %A %j").splitlines()
+        tasks = {task: number for task, number, name in map(str.split, lines) if name.startswith("actor@")}
+        last = next(
+            task for task, number in tasks.items() if task.split("_")[0] == number
+        )  # which has the array's number
+        cluster.ask("scancel", "--batch", "--signal=USR1", last)  # as Slurm does then
+        times = {f"_{task}": 2 if last.endswith(f"_{task}") else 1 for task in range(3)}
+        run.until(lambda: began(run, broker=1, learner=1, **times), "it is back", 60)
+        assert {line.split()[0] for line in cluster.ask("squeue", "--noheader", "--format=%T").splitlines()} == {
+            "RUNNING"
+        }
+        run.launcher("down")

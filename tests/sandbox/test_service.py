@@ -14,6 +14,7 @@ from forgeries import CALLS, PROGRAMS, RIGHT, RIGHT_PROGRAM, STDIO, TESTS
 from verifier_doubles import ROOT, Verifier, gone
 
 from protocol import reference as references
+from protocol.messages import Verdict
 from verifier.sandbox.walls import WALLS
 
 QUICK = {"seconds": 0.2}
@@ -94,20 +95,35 @@ def test_a_bad_task_is_void(verifier: Verifier, reference: str, metadata: dict[s
     assert culprit in verdict.reason
 
 
+def killed_sandbox(verifier: Verifier, source: str) -> tuple[int, list[int], Verdict]:
+    """The sandbox is killed while `source` runs in it: its process, the program's, and the verdict."""
+    assert judge(verifier, RIGHT, TESTS) == 1.0
+    submit(verifier, source, STDIO)
+    zygote = verifier.programs_zygote
+    while not (inmates := Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()):
+        pass
+    os.kill(zygote, signal.SIGKILL)
+    return zygote, list(map(int, inmates)), verifier.done()[1]
+
+
 def test_a_killed_sandbox_makes_its_check_void_and_is_replaced() -> None:
-    verifier = Verifier()
+    verifier = Verifier("verifier.retries=0")
     try:
-        assert judge(verifier, RIGHT, TESTS) == 1.0
-        submit(verifier, "import time; time.sleep(60)", STDIO)
-        zygote = verifier.programs_zygote
-        while not (inmates := Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()):
-            pass
-        os.kill(zygote, signal.SIGKILL)
-        _, verdict = verifier.done()
+        zygote, inmates, verdict = killed_sandbox(verifier, "import time; time.sleep(60)")
         assert verdict.void
         assert "sandbox" in verdict.reason
-        assert gone([zygote, *map(int, inmates)])
+        assert gone([zygote, *inmates])
         assert judge(verifier, RIGHT, TESTS) == 1.0
+    finally:
+        verifier.close()
+
+
+def test_a_check_that_a_killed_sandbox_failed_is_tried_again_in_the_next_one() -> None:
+    verifier = Verifier()
+    try:
+        _, _, verdict = killed_sandbox(verifier, f"import time; time.sleep(1)\n{RIGHT_PROGRAM}")
+        assert verdict.reward == 1.0, verdict
+        verifier.await_metrics('verifier_checks_retried_total{reason="sandbox"} 1.0')
     finally:
         verifier.close()
 
