@@ -39,6 +39,16 @@ def test_a_verdict_says_reward_parts_and_reason(
     assert "format: " in verdict.reason
 
 
+def test_a_puzzle_is_followed_move_by_move(verifier: Verifier) -> None:
+    reference = '{"puzzle": "hanoi", "places": [0, 0], "goal": 2, "shortest": 3}'
+    reward = "puzzle + 0*puzzle_legal"
+    right = verifier.judge("<answer>[[1, 0, 1], [2, 0, 2], [1, 1, 2]]</answer>", reference, reward=reward)
+    assert (right.reward, right.parts) == (1.0, {"puzzle": 1.0, "puzzle_legal": 1.0})
+    wrong = verifier.judge("<answer>[[1, 0, 1], [2, 0, 1], [1, 1, 2]]</answer>", reference, reward=reward)
+    assert (wrong.reward, wrong.parts) == (0.0, {"puzzle": 0.0, "puzzle_legal": 1 / 3})
+    assert "move 2 of 3: disk 2 would lie on the smaller disk 1" in wrong.reason
+
+
 @pytest.mark.parametrize(
     ("reward", "reference", "metadata", "culprit"),
     [

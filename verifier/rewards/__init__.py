@@ -13,7 +13,7 @@ from verifier.rewards.length import length_reward
 from verifier.rewards.mathematics import math_reward
 from verifier.rewards.model import model_reward
 from verifier.rewards.proof.reward import proof_reward
-from verifier.rewards.puzzles.reward import puzzle_reward
+from verifier.rewards.puzzles.reward import puzzle_legal_reward, puzzle_reward
 from verifier.rewards.repetition import repetition_reward
 from verifier.rewards.score import Reward
 from verifier.rewards.search import exact_match_reward, token_f1_reward
@@ -29,6 +29,7 @@ REWARDS: dict[str, Reward] = {
     "length": length_reward,
     "math": math_reward,
     "puzzle": puzzle_reward,
+    "puzzle_legal": puzzle_legal_reward,
     "proof": proof_reward,
     "reasoning_gym": gym.gym_reward,
     "reward_model": model_reward,

@@ -1,1 +1,1 @@
-"""Puzzles whose solution is a list of moves, a family a file; `python -m verifier.rewards.puzzles` makes tasks."""
+"""Puzzles whose solution is a list of moves, one a file: `python -m verifier.rewards.puzzles` makes tasks of them."""

@@ -1,12 +1,14 @@
-"""Tower of Hanoi: three pegs, disks of all sizes, none ever on a smaller one."""
+"""Tower of Hanoi: three pegs, disks of all sizes, none ever on a smaller one.
+
+Rules and moves as in Shojaee et al. 2025, appendix A.1; the puzzle is Édouard Lucas's (1883).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from random import Random
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-from verifier.rewards.puzzles.puzzle import IllegalMove, Puzzle, three
+from verifier.rewards.puzzles.puzzle import IllegalMove, Puzzle, distinct, is_whole, shown, three
 
 Pegs: TypeAlias = tuple[tuple[int, ...], ...]
 """Of each peg its disks, from the lowest; disk 1 is the smallest."""
@@ -14,30 +16,35 @@ Pegs: TypeAlias = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Hanoi(Puzzle[Pegs]):
-    """`places[i]` is the peg on which disk i + 1 begins; all end on `goal`."""
+    """`places[i]` is the peg on which disk i + 1 begins; all end on `goal`. Every instance can be solved."""
 
     places: list[int]
     goal: int
 
     name: ClassVar[str] = "hanoi"
     sizes: ClassVar[range] = range(1, 17)
+    dial: ClassVar[str] = "disks"
 
     def __post_init__(self) -> None:
-        if len(self.places) not in self.sizes or not {*self.places, self.goal} <= {0, 1, 2}:
-            raise ValueError("hanoi needs 1 to 16 disks on pegs 0, 1 and 2")
+        if not isinstance(self.places, list) or len(self.places) not in self.sizes:
+            raise ValueError("hanoi needs 1 to 16 disks")
+        if not all(is_whole(peg, 0, 2) for peg in (*self.places, self.goal)):
+            raise ValueError("hanoi has pegs 0, 1 and 2")
         if set(self.places) == {self.goal}:
             raise ValueError("all disks lie on the goal already")
 
     @classmethod
-    def instances(cls, size: int, random: Random) -> Iterator[Self]:
-        """The tower on peg 0, then disks on any pegs."""
-        yield cls([0] * size, 2)
-        seen = {(*[0] * size, 2)}
-        while len(seen) < 3 * (3**size - 1):
+    def instances(cls, size: int, random: Random) -> "Iterator[Hanoi]":
+        """The tower on peg 0, which goes to peg 2; then disks on any pegs: at most 3 (3^size - 1) in all."""
+        classic = [cls([0] * size, 2)]
+
+        def draw() -> Hanoi | None:
+            if classic:
+                return classic.pop()
             *places, goal = (random.randrange(3) for _ in range(size + 1))
-            if (*places, goal) not in seen and set(places) != {goal}:
-                seen.add((*places, goal))
-                yield cls(places, goal)
+            return None if set(places) == {goal} else cls(places, goal)
+
+        return distinct(draw, lambda made: (*made.places, made.goal))
 
     def prompt(self) -> str:
         """See `Puzzle`."""
@@ -50,12 +57,15 @@ class Hanoi(Puzzle[Pegs]):
         )
 
     def shortest(self) -> int:
-        """From the largest disk down: one that is not where it must go costs 2^(disk - 1), all smaller ones aside."""
+        """From the largest disk down: one that is not where it must go costs 2^(disk - 1), all smaller ones aside.
+
+        2^n - 1 for a whole tower of n.
+        """
         moves, wanted = 0, self.goal
         for disk in range(len(self.places), 0, -1):
             if self.places[disk - 1] != wanted:
                 moves += 2 ** (disk - 1)
-                wanted = 3 - wanted - self.places[disk - 1]
+                wanted = 3 - wanted - self.places[disk - 1]  # the smaller ones must make way, on the third peg
         return moves
 
     def begin(self) -> Pegs:
@@ -67,13 +77,15 @@ class Hanoi(Puzzle[Pegs]):
         """See `Puzzle`."""
         disk, source, target = three(move, int, "disk, from peg and to peg")
         if not {source, target} <= {0, 1, 2} or source == target:
-            raise IllegalMove(f"from peg {source} to peg {target} is no move between two of the pegs 0, 1 and 2")
-        if disk not in chain(*state):
-            raise IllegalMove(f"there is no disk {disk}")
+            raise IllegalMove(
+                f"from peg {shown(source)} to peg {shown(target)} is no move between two of the pegs 0, 1 and 2"
+            )
+        if not 1 <= disk <= len(self.places):
+            raise IllegalMove(f"there is no disk {shown(disk)}")
         if disk not in state[source]:
             raise IllegalMove(f"disk {disk} is not on peg {source}")
         if state[source][-1] != disk:
-            raise IllegalMove(f"disk {state[source][-1]} lies on disk {disk}")
+            raise IllegalMove(f"disk {state[source][-1]} lies above disk {disk}")
         if state[target] and state[target][-1] < disk:
             raise IllegalMove(f"disk {disk} would lie on the smaller disk {state[target][-1]}")
         pegs = list(state)
@@ -83,7 +95,7 @@ class Hanoi(Puzzle[Pegs]):
     def lacking(self, state: Pegs) -> str:
         """See `Puzzle`."""
         missing = len(self.places) - len(state[self.goal])
-        return f"{missing} disks are not on peg {self.goal}" if missing else ""
+        return f"{missing} of {len(self.places)} disks are not on peg {self.goal}" if missing else ""
 
 
 def _shown(state: Pegs) -> str:

@@ -2,45 +2,41 @@
 
 from collections.abc import Callable, Hashable, Iterable
 from heapq import heappop, heappush
-from itertools import count
 from typing import TypeVar
 
 State = TypeVar("State", bound=Hashable)
 
 
-def breadth_first(begin: State, following: Callable[[State], Iterable[State]], ends: Callable[[State], bool]) -> int:
-    """Steps to the nearest state that `ends`. Raises `ValueError` when none can be reached."""
-    seen, level, steps = {begin}, [begin], 0
-    while level:
-        if any(map(ends, level)):
-            return steps
-        further = []
-        for state in level:
-            for each in following(state):
-                if each not in seen:
-                    seen.add(each)
-                    further.append(each)
-        level, steps = further, steps + 1
-    raise ValueError("it cannot be solved")
+def breadth_first(begin: State, following: Callable[[State], Iterable[State]]) -> dict[State, int]:
+    """All states that can be reached, each with the fewest steps to it, the nearest first."""
+    steps = {begin: 0}
+    waiting = [begin]
+    for state in waiting:
+        for each in following(state):
+            if each not in steps:
+                steps[each] = steps[state] + 1
+                waiting.append(each)
+    return steps
 
 
 def best_first(begin: State, following: Callable[[State], Iterable[State]], least: Callable[[State], int]) -> int:
     """Steps to the nearest state from which `least` is 0, by A*. Raises `ValueError` when none can be reached.
 
-    `least` is a number of steps that are still needed at least, and falls by at most 1 with each step.
+    `least` is a number of steps that are still needed at least, and falls by at most 1 with each step: so a state that
+    is taken up has been reached by the fewest steps. Among equals the one that seems nearest to the end is taken up.
     """
-    order = count()
-    taken = {begin: 0}
-    waiting = [(least(begin), next(order), begin)]
+    fewest = {begin: 0}
+    waiting = [(least(begin), least(begin), begin)]
     while waiting:
-        bound, _, state = heappop(waiting)
-        steps, left = taken[state], least(state)
+        bound, left, state = heappop(waiting)
+        steps = bound - left
         if left == 0:
             return steps
-        if bound > steps + left:
+        if steps > fewest[state]:
             continue  # reached by fewer steps meanwhile
         for each in following(state):
-            if steps + 1 < taken.get(each, steps + 2):
-                taken[each] = steps + 1
-                heappush(waiting, (steps + 1 + least(each), next(order), each))
+            if steps + 1 < fewest.get(each, steps + 2):
+                fewest[each] = steps + 1
+                further = least(each)
+                heappush(waiting, (steps + 1 + further, further, each))
     raise ValueError("it cannot be solved")
