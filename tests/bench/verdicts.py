@@ -1,6 +1,6 @@
 """How many verdicts a second a verifier gives, family by family, and how many generated tokens a second that is.
 
-    python -m tests.bench.verifier [--seconds 2] [--tokens 2048] [--families math code_calls …] [--out …/verifier.json]
+    python -m tests.bench.verdicts [--seconds 2] [--tokens 2048] [--families math code_calls …] [--out …/verdicts.json]
 
 A real `python -m verifier` with 1 and with 2 workers, and a broker played here that gives it all the jobs that it asks
 for. A rollout is `--tokens` tokens of thinking, at 4 characters each, and an answer; 16 rollouts share a task, as in a
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, each family and number of workers")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a rollout")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "verifier.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "verdicts.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and with it the verifier
     names = ("verdicts/s", "p50 ms", "p99 ms", "alone ms", "core ms", "tokens/s")
