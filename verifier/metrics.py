@@ -1,7 +1,10 @@
 """What a verifier tells Prometheus."""
 
+from typing import get_args
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from verifier.reports import Outcome
 from verifier.sandbox.program import ENDED
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
@@ -37,6 +40,13 @@ sandbox_runs = Counter(
 jobs_queued = Gauge("verifier_jobs_queued", "Jobs that no worker has begun")
 jobs_running = Gauge("verifier_jobs_running", "Jobs that a worker or the reward model is at")
 messages_rejected = Counter("verifier_messages_rejected_total", "Messages that could not be taken")
+
+
+def meet(reward: str) -> None:
+    """A reward is applied, perhaps for the first time: all its series are there, from 0."""
+    for outcome in get_args(Outcome):
+        checks.labels(reward=reward, outcome=outcome)
+
 
 # A rise from nothing is no rise to Prometheus.
 for outcome in ("reward", "void"):

@@ -422,6 +422,7 @@ class Pool:
 
 
 def _count(check: Checked) -> None:
+    metrics.meet(check.reward)
     metrics.checks.labels(reward=check.reward, outcome=check.outcome).inc()
     metrics.check_seconds.labels(reward=check.reward).observe(check.seconds)
 

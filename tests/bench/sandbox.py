@@ -29,7 +29,7 @@ from typing import Any
 
 from verifier.sandbox.cgroups import PREFIX
 from verifier.sandbox.program import Limits, Program
-from verifier.sandbox.run import Run
+from verifier.sandbox.run import Run, SandboxError
 from verifier.sandbox.sandbox import Sandbox
 
 LONG = 100_000
@@ -190,6 +190,15 @@ def state(sandbox: Sandbox) -> dict[str, int]:
     }
 
 
+def end_of(run: Run) -> str:
+    """How it ended, once it has; `void` where the host failed it, as one does that is short of CPU."""
+    try:
+        outcome = run.poll()
+    except SandboxError:
+        return "void"
+    return outcome.ended if outcome else ""
+
+
 def leak(sandbox: Sandbox, checks: int, side_by_side: int) -> dict[str, Any]:
     """Run many, and compare what there is before (after a tenth, when all is warm) and after."""
     draw = random.Random(0)
@@ -206,8 +215,8 @@ def leak(sandbox: Sandbox, checks: int, side_by_side: int) -> dict[str, Any]:
                 left -= 1
             select.select(running, [], [])
             for run in list(running):
-                if outcome := run.poll():
-                    ended[outcome.ended] += 1
+                if how := end_of(run):
+                    ended[how] += 1
                     running.remove(run)
         time.sleep(0.5)  # the kernel takes namespaces apart by and by
         if start == 0:

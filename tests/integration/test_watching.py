@@ -19,6 +19,7 @@ from deploy.grafana.model import process_names, run_names
 from deploy.grafana.pictures import Painter, write
 from deploy.grafana.series import fill, over_time
 from deploy.prometheus import __main__ as command
+from tests.verifier.tiny_reward_model import build
 
 STEPS = 12
 SCRAPES = 5  # after the last step that is waited for: a rate needs several
@@ -26,6 +27,7 @@ INTERVAL = "1s"
 NUMBERS_SECONDS = 60.0
 ROLES = {"broker", "learner", "actor", "verifier"}
 TASK = (
+    "task.reward='0.5*accuracy + 0.5*format + 0*reward_model'",
     "task.digits=1",
     "sampling.max_tokens=24",
     "stream.group_size=4",
@@ -59,7 +61,8 @@ def watched(
         with closing(Prometheus(line, listen, directory / "prometheus.log")) as prometheus:
             cluster.start_learner(model, "run.name=watched", *EVERYTHING)
             cluster.start_actor("actor-0", "engine.max_num_seqs=8")
-            cluster.start_verifier("verifier-0")
+            judge = build(directory / "judge")
+            cluster.start_verifier("verifier-0", f"reward_model.path={judge}", "reward_model.device=cpu")
             cluster.until(lambda: len(cluster.rows()) >= STEPS, 120, f"{STEPS} steps are trained")
             time.sleep(SCRAPES)
             yield cluster, prometheus, began
