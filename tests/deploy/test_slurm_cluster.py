@@ -219,7 +219,7 @@ def test_what_this_cluster_cannot_do_is_refused_with_a_sentence(cluster: SlurmCl
         taken.listen()
         port = taken.getsockname()[1]
         run.launcher("up", *words, f"broker=tcp://node:{port}")
-        run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue", 120)
+        run.until(lambda: not cluster.ask("squeue", "--noheader").strip(), "all jobs have left the queue", 300)
     shown = run.launcher("status")
     assert f"the broker did not start: broker: cannot listen on tcp://127.0.0.1:{port}: Address already in use" in shown
 
