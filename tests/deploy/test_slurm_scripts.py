@@ -334,6 +334,8 @@ def test_a_broker_that_finds_its_port_taken_ends_the_run_with_its_sentence(
     assert (run.slurm / "over").read_text() == f"the broker did not start: {said}\n"
     assert len(slurm.calls("srun")) == 1
     assert "broker=tcp://127.0.0.1:5555" in slurm.calls("srun")[0]
+    for role in ("actor", "verifier"):  # those that run wait for a broker.json that never comes
+        assert f"--quiet --batch --signal=USR2 --state=RUNNING --name={run.job_name(role)}" in slurm.calls("scancel")
 
 
 def test_when_the_broker_dies_the_learner_is_told_and_both_go_back_into_the_queue(

@@ -56,7 +56,10 @@ node_address() {  # of this node, as the others reach it
     echo "${found:-$(hostname -I | awk '{ print $1 }')}"
 }
 
-send_home() {  # the jobs of this run that still wait for a node
-    scancel --quiet --state=PENDING --name={{actors}}
-    scancel --quiet --state=PENDING --name={{verifiers}}
+send_home() {  # the jobs of this run that still wait for a node, and those that no broker could tell of the end
+    local name
+    for name in {{actors}} {{verifiers}}; do
+        scancel --quiet --state=PENDING --name="$name"
+        [[ -e $run/broker.json ]] || scancel --quiet --batch --signal=USR2 --state=RUNNING --name="$name"
+    done
 }
