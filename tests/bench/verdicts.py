@@ -34,6 +34,9 @@ from learner.broker.tasks.gym_entries import open_family
 from protocol import reference as references
 from tests.verifier.tiny_reward_model import build
 from tests.verifier.verifier_doubles import Verifier, children
+from verifier.rewards.proof import programs
+from verifier.rewards.puzzles.hanoi import Hanoi
+from verifier.rewards.puzzles.reward import described
 
 GROUP = 16  # rollouts of a task
 CHARACTERS_A_TOKEN = 4
@@ -87,6 +90,45 @@ def code(number: int, kind: str) -> Job:
     return SOLUTION.format(wrong=wrong), references.dump(suite), {}
 
 
+def hanoi(number: int, disks: int = 8) -> Job:
+    """The tower's 2^disks - 1 moves; the wrong answer lacks the last."""
+
+    def moves(disk: int, start: int, end: int) -> list[list[int]]:
+        if disk == 0:
+            return []
+        aside = 3 - start - end
+        return [*moves(disk - 1, start, aside), [disk, start, end], *moves(disk - 1, aside, end)]
+
+    found = moves(disks, 0, 2)
+    return tagged(number, json.dumps(found), json.dumps(found[:-1]), described(Hanoi([0] * disks, 2)))
+
+
+def proof(number: int, kind: str) -> Job:
+    task, right, wrong = PROOFS[kind]
+    return f"```\n{wrong if number % 2 else right}\n```", references.dump({"kind": kind, **task}), {}
+
+
+PROOFS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "coq": (
+        {"imports": "Require Import Arith.", "statement": "forall n m : nat, n + m = m + n"},
+        "Theorem goal : forall n m : nat, n + m = m + n.\nProof. intros; apply Nat.add_comm. Qed.",
+        "Theorem goal : forall n m : nat, n + m = m + n.\nProof. intros; apply Nat.mul_comm. Qed.",
+    ),
+    "metamath": (
+        {
+            "database": "$c set |- F $. $v x y $. vx $f set x $. vy $f set y $. "
+            "${ h $e |- F x y $. rev $a |- F y x $. $}",
+            "theorem": "g $e |- F x y $. th $p |- F x y",
+        },
+        "vy vx vx vy g rev rev",
+        "vx vy vx vy g rev rev",
+    ),
+    "smt": (
+        {"task": "equivalent", "formula": "(declare-const x Int) (declare-const y Int) (assert (= (+ x y) 10))"},
+        "(assert (= y (- 10 x)))",
+        "(assert (= y (+ 10 x)))",
+    ),
+}
 RULES = {
     "instruction_id_list": ["keywords:existence", "length_constraints:number_words", "punctuation:no_comma"],
     "kwargs": [{"keywords": ["pattern"]}, {"num_words": 50, "relation": "at least"}, {}],
@@ -101,6 +143,7 @@ class Family:
     job: Callable[[int], Job]
     options: tuple[str, ...] = ()
     characters: int = CHARACTERS_A_TOKEN  # of thinking
+    needs: str = ""  # a program of `make proof`, else the family is left out
 
 
 SERVED = ("reward_model.path={model}", "reward_model.device=cpu", "reward_model.batch_jobs=8")
@@ -116,6 +159,10 @@ FAMILIES: dict[str, Family] = {
     "math": Family("math", mathematics),
     "format*math": Family("format * math", mathematics),
     "reasoning_gym": Family("reasoning_gym", gym),
+    "puzzle_hanoi_8": Family("puzzle", hanoi),
+    "proof_metamath": Family("proof", lambda n: proof(n, "metamath")),
+    "proof_smt": Family("proof", lambda n: proof(n, "smt"), needs="z3"),
+    "proof_coq": Family("proof", lambda n: proof(n, "coq"), needs="coqc"),
     "code_stdio_8": Family("code", lambda n: code(n, "stdio")),
     "code_calls_8": Family("code", lambda n: code(n, "calls")),
     "code_tests_8": Family("code", lambda n: code(n, "tests")),
@@ -230,7 +277,7 @@ def show(name: str, workers: int, row: dict[str, float]) -> None:
     numbers = [row[key] for key in ("p50_ms", "p99_ms", "alone_ms", "core_ms")]
     shown = " ".join(f"{number:10.2f}" for number in numbers)
     print(
-        f"{name:18} {workers:7} {row['verdicts_per_second']:10.0f} {shown} {row['tokens_per_core_second']:10,.0f}",
+        f"{name:18} {workers:7} {row['verdicts_per_second']:10,.1f} {shown} {row['tokens_per_core_second']:10,.0f}",
         flush=True,
     )
 
@@ -243,10 +290,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "verdicts.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and with it the verifier
+    missing = {name for name in arguments.families if (need := FAMILIES[name].needs) and not programs.has(need)}
+    if missing:
+        print(f"left out, for want of their programs (`make proof`): {', '.join(sorted(missing))}", file=sys.stderr)
     names = ("verdicts/s", "p50 ms", "p99 ms", "alone ms", "core ms", "tokens/s")
     print(f"{'family':18} {'workers':>7} " + " ".join(f"{name:>10}" for name in names))
     begun = time.perf_counter()
-    rows = run(arguments.families, arguments.seconds, arguments.tokens)
+    rows = run([name for name in arguments.families if name not in missing], arguments.seconds, arguments.tokens)
     result = {
         "machine": {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()},
         "tokens_a_rollout": arguments.tokens,
