@@ -138,7 +138,7 @@ def _contents(path: Path, identity: dict[str, Any], saved: Saved) -> Contents:
     groups: dict[str, list[int]] = {stage: [] for stage in STAGES}
     for group in saved.groups:
         groups[_stage(group, stream)].append(group.group_id)
-    leases = {actor: _held(stream, actor) for actor in sorted(stream.lease_holders)}
+    leases = {actor: _held(stream, actor) for actor in sorted(stream.leases.holders)}
     return Contents(
         path=str(path),
         format=FORMAT,
@@ -188,10 +188,10 @@ def _samples(stream: Stream) -> dict[str, int]:
 
 
 def _held(stream: Stream, actor: str) -> Held:
-    leases = [lease for lease in stream.leases.values() if lease.actor == actor]
+    leases = stream.leases.of(actor)
     return Held(
         leases=tuple(lease.lease_id for lease in leases),
-        groups=tuple(sorted({lease.group_id for lease in leases})),
+        groups=tuple(sorted({lease.group.group_id for lease in leases})),
         samples=sum(len(lease.leased) for lease in leases),
         missing=sum(len(lease.samples) for lease in leases),
     )

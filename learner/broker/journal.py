@@ -24,6 +24,7 @@ from typing import Any
 
 from learner.broker.changes import Saved, SavedLease, State
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
+from learner.broker.leases import RunningLease
 from learner.broker.log_copier import LogCopier
 from learner.broker.stream import Stream
 from protocol.codec import pack, unpack
@@ -146,9 +147,9 @@ class Journal:
                 written = self._write_samples(stream)
                 self._many("DELETE FROM groups WHERE group_id = ?", [(group_id,) for group_id in gone])
                 removed = self._delete_leftovers()
-                self._write_leases(changes.leases, stream)
+                self._write_leases(changes.leases, stream.leases.running)
                 self._write_rows("batches", stream.batches, changes.batches)
-                self._write_rows("versions", stream.fingerprints, changes.versions)
+                self._write_rows("versions", stream.fingerprints.known, changes.versions)
                 self._many("INSERT OR REPLACE INTO dropped VALUES (?, ?)", changes.dropped.items())
                 histories = [(task_id, *stream.retirement.history(task_id)) for task_id in changes.tasks]
                 self._many("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?)", histories)
@@ -203,10 +204,10 @@ class Journal:
             self._many(f"DELETE FROM {table} WHERE group_id = ?", [(group_id,) for group_id in some])
         return len(some)
 
-    def _write_leases(self, lease_ids: set[int], stream: Stream) -> None:
-        running = [stream.leases[lease_id] for lease_id in lease_ids if lease_id in stream.leases]
-        rows = [(each.lease_id, each.actor, each.group_id, json.dumps(each.leased)) for each in running]
-        ended = [(lease_id,) for lease_id in lease_ids if lease_id not in stream.leases]
+    def _write_leases(self, lease_ids: set[int], running: Mapping[int, RunningLease]) -> None:
+        changed = [running[lease_id] for lease_id in lease_ids if lease_id in running]
+        rows = [(each.lease_id, each.actor, each.group.group_id, json.dumps(each.leased)) for each in changed]
+        ended = [(lease_id,) for lease_id in lease_ids if lease_id not in running]
         self._many("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", rows)
         self._many("DELETE FROM leases WHERE lease_id = ?", ended)
 

@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from learner.broker.changes import Saved
 from learner.broker.config import BrokerRoot
 from learner.broker.cursor import Tasks
+from learner.broker.errors import InvalidEvent
 from learner.broker.http import StatusServer
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.membership import Members, Peer
@@ -26,7 +27,7 @@ from learner.broker.quiet import LAST_WORD
 from learner.broker.rates import Bucket, Strangers, weight
 from learner.broker.retirement import Retirement
 from learner.broker.sizes import largest
-from learner.broker.stream import InvalidEvent, Stream
+from learner.broker.stream import Stream
 from protocol.clock import Deadline, Ticker, now, pause
 from protocol.messages import (
     Ack,
@@ -139,7 +140,7 @@ class Broker:
         self._no_learner = "the learner to come back to this broker"
         log.info(
             "going on from %s: version %d, %d live groups, %d leases",
-            *(self.journal.path, self.stream.version, len(self.stream.groups), len(self.stream.leases)),
+            *(self.journal.path, self.stream.version, len(self.stream.groups), len(self.stream.leases.running)),
         )
 
     def _load(self) -> Saved:
@@ -460,7 +461,7 @@ class Broker:
         for peer in self.members.of("verifier"):
             self._look_after_verifier(peer, moment)
         if self._absent.passed:
-            for name in self.stream.lease_holders - {peer.name for peer in self.members.of("actor")}:
+            for name in self.stream.leases.holders - {peer.name for peer in self.members.of("actor")}:
                 lost = self.stream.actor_lost(name)
                 self.collector.lost["actor", "silent"] += 1
                 log.warning("%s did not come back; %d leases go to others", name, len(lost))
@@ -468,7 +469,7 @@ class Broker:
 
     def _look_after_verifier(self, peer: Peer, moment: float) -> None:
         """Jobs are judged in their order: the oldest takes no longer than its own checks. If it does, it is lost."""
-        job, stream = self.stream.oldest_job(peer.name), self.config.stream
+        job, stream = self.stream.jobs.oldest(peer.name), self.config.stream
         if job is None or job.job_id != peer.oldest_job:
             peer.oldest_job, peer.oldest_since = job.job_id if job else -1, moment
         elif moment - peer.oldest_since <= self.stream.checks_of(job) * stream.verify_seconds + stream.silence_seconds:
@@ -523,8 +524,8 @@ class Broker:
 
     def _grant_leases(self) -> None:
         """A group at a time to the actor with most room, so that all are equally loaded."""
-        self._roomy |= self.stream.relieved
-        self.stream.relieved.clear()
+        self._roomy |= self.stream.leases.relieved
+        self.stream.leases.relieved.clear()
         if not self.stream.leasable:
             return
         peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
@@ -542,7 +543,7 @@ class Broker:
         self._roomy = {peer.name for _, _, peer in actors}
 
     def _room(self, actor: Peer) -> int:
-        return self._credit(actor) - self.stream.samples_held(actor.name)
+        return self._credit(actor) - self.stream.leases.owed(actor.name)
 
     def _credit(self, actor: Peer) -> int:
         """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
@@ -553,9 +554,9 @@ class Broker:
 
     def _assign_jobs(self) -> None:
         """A job at a time to the verifier that holds fewest."""
-        if not self.stream.verify_queued:
+        if not self.stream.jobs.queued:
             return
-        held = [(self.stream.jobs_held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
+        held = [(self.stream.jobs.held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
         verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
         heapq.heapify(verifiers)
         while verifiers:
@@ -607,15 +608,15 @@ class Broker:
                 for peer in self.members
             ],
             "stream": {
-                "leases_running": len(stream.leases),
+                "leases_running": len(stream.leases.running),
                 "groups_granted": stream.granted,
                 "groups_accepted": stream.consumed_groups + stream.ready,
                 "groups_trained": stream.consumed_groups,
                 "groups_ready": stream.ready,
                 "groups_dropped": dict(stream.dropped),
                 "admission_limit": stream.admission_limit,
-                "verify_queued": stream.verify_queued,
-                "verify_running": len(stream.jobs),
+                "verify_queued": stream.jobs.queued,
+                "verify_running": len(stream.jobs.running),
                 "tasks_retired": len(stream.retirement.retired),
                 **{name: stream.counts[name] for name in SHOWN_COUNTS},
             },

@@ -16,13 +16,16 @@ import heapq
 import re
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from learner.broker.admission import in_time, limit
-from learner.broker.changes import Changes, Saved, SavedLease, State
+from learner.broker.changes import Changes, Saved, State
 from learner.broker.config import StreamConfig
 from learner.broker.cursor import Cursor, Tasks
+from learner.broker.errors import InvalidEvent
+from learner.broker.fingerprints import Fingerprints
 from learner.broker.groups import Group, Sample, SampleState, sample_seeds
+from learner.broker.jobs import Jobs, RunningJob
+from learner.broker.leases import Leases, RunningLease
 from learner.broker.retirement import Retirement
 from learner.group_ranges import count, holds
 from protocol.messages import (
@@ -41,37 +44,6 @@ NAME = re.compile(r"[A-Za-z_]\w*")  # of a reward, in an expression
 COUNTED = ("generated_tokens", "rollouts", "verdicts", "void_verdicts")
 
 
-class InvalidEvent(Exception):
-    """A peer reported what cannot be; the stream is unchanged. `field` names what is wrong."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
-
-
-@dataclass(slots=True)
-class RunningLease:
-    """A lease that an actor holds."""
-
-    lease_id: int
-    actor: str
-    group_id: int
-    leased: tuple[int, ...]  # samples
-    samples: set[int]  # those that have not arrived
-    overdue_at: float
-
-
-@dataclass(slots=True)
-class RunningJob:
-    """A verify job that a verifier holds."""
-
-    job_id: int
-    verifier: str
-    group_id: int
-    sample: int
-
-
 class Stream:
     """All groups between the task source and the learner. `actor` and `verifier` are peer names."""
 
@@ -85,10 +57,10 @@ class Stream:
         self.furthest = 0  # the highest that it has reached
         self.retains = False  # what it consumes is kept until a checkpoint holds it
         self.retained_from = 0  # oldest version whose batch is kept
-        self.fingerprints: dict[int, tuple[str, ...]] = {}  # of the published versions that rollouts may still name
+        self.fingerprints = Fingerprints(self.changes)
         self.groups: dict[int, Group] = {}  # live ones, in lease order
-        self.leases: dict[int, RunningLease] = {}
-        self.jobs: dict[int, RunningJob] = {}
+        self.leases = Leases(self.changes)
+        self.jobs = Jobs(self.changes)
         self.batches: dict[
             int, tuple[int, ...]
         ] = {}  # version → its groups: handed out, or trained and in no checkpoint
@@ -99,15 +71,8 @@ class Stream:
         self.resampled = 0  # groups dropped as zero_variance since a batch was last consumed
         self.counts: Counter[str] = Counter()  # generated_tokens, rollouts, verdicts, void_verdicts, duplicates,
         # resample_limit_reached (groups), tasks_skipped (indexes of retired tasks), late_groups (`straggler=train`)
-        self._next_lease = 0
-        self._next_job = 0
-        self._remade = -1  # versions up to it may be published with other weights: the learner makes them anew
         self._unleased: list[int] = []  # heap of group ids with samples that came back
-        self._unverified: deque[tuple[int, int]] = deque()  # (group, sample)
         self._ready: list[int] = []  # finished groups that are in no batch, in lease order
-        self._held: Counter[str] = Counter()  # samples by actor
-        self.relieved: set[str] = set()  # actors that owe less than they did; whoever grants leases forgets them
-        self._judging: Counter[str] = Counter()  # jobs by verifier
         self._batch_may_be = False  # something came that a batch may have waited for
 
     # ------------------------------------------------------------ restart
@@ -151,7 +116,7 @@ class Stream:
                 "journal.sqlite* in the run's directory to lease anew what that checkpoint does not hold",
             )
         self.retains = checkpoints
-        self._remade = max(self.fingerprints, default=-1)
+        self.fingerprints.allow_others()
         self.checkpointed(policy_version)
         return policy_version == self.version
 
@@ -167,55 +132,41 @@ class Stream:
         """
         state = saved.state
         version = state.version if policy_version is None else policy_version
-        self.changes = Changes(state=policy_version is not None)
+        self.changes.clear()
+        self.changes.state = policy_version is not None
         self.version, self.furthest = version, state.furthest
         self.retains, self.retained_from = state.retains, state.retained_from
         self.granted = state.granted
         self.consumed_groups = state.consumed_groups - (state.version - version) * self.config.groups_per_step
         self.drops_in_a_row, self.resampled = state.drops_in_a_row, state.resampled
         self.dropped, self.counts = Counter(state.dropped), Counter(state.counts)
-        self._next_lease, self._next_job = state.next_lease, state.next_job
+        self.leases.next_id, self.jobs.next_id = state.next_lease, state.next_job
         self.cursor.next_index, self.cursor.exhausted = state.next_task, state.exhausted
         self.cursor.spent = deque(saved.ranges)
-        self._remade = max(saved.fingerprints, default=-1)
-        self.fingerprints, self.batches = dict(saved.fingerprints), dict(saved.batches)
+        self.fingerprints.restore(saved.fingerprints)
+        self.batches = dict(saved.batches)
         self.retirement.restore(saved.histories)
         trained = {group for before, ids in saved.batches.items() if before < version for group in ids}
         self.groups = {group.group_id: group for group in saved.groups if group.group_id not in trained}
-        self.relieved |= self._held.keys()
-        self.leases, self._held = {}, Counter()
-        for lease in saved.leases:
-            self._restore_lease(lease, now + self.config.lease_seconds)
+        self.leases.restore(saved.leases, self.groups, now + self.config.lease_seconds)
         in_a_batch = {group for ids in self.batches.values() for group in ids}
         self._ready = [
             each.group_id for each in self.groups.values() if each.finished and each.group_id not in in_a_batch
         ]
         self._unleased = [group.group_id for group in self.groups.values() if group.pending]
-        judged = {(job.group_id, job.sample) for job in self.jobs.values()}
-        self._unverified = deque(
+        self.jobs.restore(
             (group.group_id, index)
             for group in self.groups.values()
             for index, sample in enumerate(group.samples)
-            if sample.state is SampleState.VERIFYING and (group.group_id, index) not in judged
+            if sample.state is SampleState.VERIFYING
         )
         self._batch_may_be = True
 
     def skip_numbers(self) -> None:
         """Nothing new gets the number of a lease or a job that peers know of, but which the journal lost."""
-        self._next_lease += SKIPPED
-        self._next_job += SKIPPED
+        self.leases.next_id += SKIPPED
+        self.jobs.next_id += SKIPPED
         self.changes.state = True
-
-    def _restore_lease(self, saved: SavedLease, overdue_at: float) -> None:
-        group = self.groups[saved.group_id]
-        missing = {index for index in saved.samples if group.samples[index].state is SampleState.PENDING}
-        for index in missing:
-            group.samples[index].state = SampleState.LEASED
-        group.lease_ids.add(saved.lease_id)
-        self.leases[saved.lease_id] = RunningLease(
-            saved.lease_id, saved.actor, saved.group_id, saved.samples, missing, overdue_at
-        )
-        self._held[saved.actor] += len(missing)
 
     def state(self) -> State:
         """The numbers that a journal keeps."""
@@ -227,8 +178,8 @@ class Stream:
             granted=self.granted,
             consumed_groups=self.consumed_groups,
             next_task=self.cursor.next_index,
-            next_lease=self._next_lease,
-            next_job=self._next_job,
+            next_lease=self.leases.next_id,
+            next_job=self.jobs.next_id,
             drops_in_a_row=self.drops_in_a_row,
             resampled=self.resampled,
             exhausted=self.exhausted,
@@ -241,22 +192,12 @@ class Stream:
 
     def published(self, version: int, fingerprint: str) -> None:
         """The learner offers weights of `version`."""
-        known = self.fingerprints.get(version, ())
-        if fingerprint in known:
-            return
-        if known and version > self._remade:
-            raise InvalidEvent(
-                "fingerprint", f"version {version} is {known[-1]}, not {fingerprint}: two learners in one run?"
-            )
-        self.fingerprints[version] = (*known, fingerprint)
-        self.changes.versions.add(version)
+        self.fingerprints.publish(version, fingerprint)
 
     def _forget_versions(self) -> None:
         """Of the fingerprints, keep those that a rollout of a live group may still name."""
         oldest = min((group.lease_version for group in self.groups.values()), default=self.version)
-        for version in [version for version in self.fingerprints if version < oldest]:
-            del self.fingerprints[version]
-            self.changes.versions.add(version)
+        self.fingerprints.forget_before(oldest)
 
     # ------------------------------------------------------------ leases
 
@@ -270,34 +211,21 @@ class Stream:
         group = self._returned_group() or self._fresh_group()
         if group is None:
             return None
-        lease = Lease(
-            lease_id=self._next_lease,
+        lease = self.leases.open(actor, group, now + self.config.lease_seconds)
+        return Lease(
+            lease_id=lease.lease_id,
             group_id=group.group_id,
             task=group.task,
-            sample_indexes=group.pending,
-            seeds=tuple(group.seeds[index] for index in group.pending),
+            sample_indexes=lease.leased,
+            seeds=tuple(group.seeds[index] for index in lease.leased),
             min_version=group.lease_version,
             deadline_seconds=self.config.lease_seconds,
         )
-        self._next_lease += 1
-        indexes, overdue_at = lease.sample_indexes, now + self.config.lease_seconds
-        self.leases[lease.lease_id] = RunningLease(
-            lease.lease_id, actor, group.group_id, indexes, set(indexes), overdue_at
-        )
-        self._held[actor] += len(indexes)
-        self.changes.leases.add(lease.lease_id)
-        self.changes.groups.add(group.group_id)
-        self.changes.state = True
-        group.leases += 1
-        group.lease_ids.add(lease.lease_id)
-        for index in lease.sample_indexes:
-            group.samples[index].state = SampleState.LEASED
-        return lease
 
     def has_room(self, actor: str, capacity: int) -> bool:
         """Whether `actor`, who holds at most `capacity` rollouts, may get one more lease."""
-        held = self._held[actor]
-        return capacity - held >= self.config.group_size or capacity > held == 0
+        owed = self.leases.owed(actor)
+        return capacity - owed >= self.config.group_size or capacity > owed == 0
 
     def _returned_group(self) -> Group | None:
         while self._unleased:
@@ -333,14 +261,7 @@ class Stream:
     def rollout_done(self, message: RolloutDone) -> None:
         """A completion has arrived; it goes on to verification. A second copy of it is counted and forgotten."""
         rollout = message.rollout
-        for index, span in enumerate(rollout.version_spans):
-            known = self.fingerprints.get(span.version, ())
-            if span.fingerprint not in known and (known or span.version >= min(self.fingerprints, default=0)):
-                truth = " or ".join(known) or "not published"
-                raise InvalidEvent(
-                    f"rollout.version_spans[{index}].fingerprint",
-                    f"{span.fingerprint} is not version {span.version}, which is {truth}",
-                )
+        self.fingerprints.check(rollout.version_spans)
         group = self.groups.get(rollout.group_id)
         if group is None:
             self._duplicate()
@@ -354,11 +275,10 @@ class Stream:
         if sample.state not in (SampleState.LEASED, SampleState.PENDING):
             self._duplicate()
             return
-        for lease_id in tuple(group.lease_ids):  # an overdue lease may deliver after its samples were leased again
-            self._fulfil(self.leases[lease_id], rollout.sample_index)
+        self.leases.deliver(group, rollout.sample_index)
         sample.rollout = rollout
         sample.state = SampleState.VERIFYING
-        self._unverified.append((group.group_id, rollout.sample_index))
+        self.jobs.put(group.group_id, rollout.sample_index)
         self.changes.samples.add((group.group_id, rollout.sample_index))
         self.changes.state = True
         self.counts["rollouts"] += 1
@@ -368,85 +288,53 @@ class Stream:
         self.counts["duplicates"] += 1
         self.changes.state = True
 
-    def _fulfil(self, lease: RunningLease, sample: int) -> None:
-        if sample in lease.samples:
-            lease.samples.remove(sample)
-            self._held[lease.actor] -= 1
-            self.relieved.add(lease.actor)
-        if not lease.samples:
-            self._end_lease(lease)
-
-    def _end_lease(self, lease: RunningLease) -> None:
-        del self.leases[lease.lease_id]
-        self._held[lease.actor] -= len(lease.samples)
-        self.relieved.add(lease.actor)
-        if not self._held[lease.actor]:
-            del self._held[lease.actor]
-        self.groups[lease.group_id].lease_ids.discard(lease.lease_id)
-        self.changes.leases.add(lease.lease_id)
-
     def lease_failed(self, message: LeaseFailed) -> None:
         """No actor can fulfil this lease: its group is dropped."""
-        if lease := self.leases.get(message.lease_id):
-            self._drop(self.groups[lease.group_id], message.reason)
+        if lease := self.leases.running.get(message.lease_id):
+            self._drop(lease.group, message.reason)
 
     def overdue(self, now: float) -> list[RunningLease]:
         """Ends the leases whose time is up; their missing samples go back to the stream."""
-        late = [lease for lease in self.leases.values() if lease.overdue_at <= now]
+        late = self.leases.overdue(now)
         for lease in late:
             self._give_back(lease, "lease_expired")
         return late
 
     def renew(self, actor: str, holds: Sequence[int], now: float) -> list[RunningLease]:
         """An actor came back: what it `holds` gets its whole time, what it was leased and does not know goes back."""
-        kept = set(holds)
-        for lease_id in kept & self.leases.keys():
-            if self.leases[lease_id].actor == actor:
-                self.leases[lease_id].overdue_at = now + self.config.lease_seconds
-        return self.actor_lost(actor, kept)
-
-    @property
-    def lease_holders(self) -> set[str]:
-        """The actors that hold leases."""
-        return set(self._held)
+        self.leases.renew(actor, holds, now + self.config.lease_seconds)
+        return self.actor_lost(actor, set(holds))
 
     def actor_lost(self, actor: str, kept: Collection[int] = ()) -> list[RunningLease]:
         """Ends the leases of an actor that is gone, but for those that are `kept`."""
-        if not self._held[actor]:
-            return []
-        lost = [lease for lease in self.leases.values() if lease.actor == actor and lease.lease_id not in kept]
+        lost = [lease for lease in self.leases.of(actor) if lease.lease_id not in kept]
         for lease in lost:
             self._give_back(lease, "actors_lost")
         return lost
 
     def _give_back(self, lease: RunningLease, reason: str) -> None:
-        if lease.lease_id not in self.leases:  # its group was dropped with another of its leases, just before
+        if lease.lease_id not in self.leases.running:  # its group was dropped with another of its leases, just before
             return
-        self._end_lease(lease)
-        group = self.groups[lease.group_id]
-        for index in lease.samples:
-            if group.samples[index].state is SampleState.LEASED:
-                group.samples[index].state = SampleState.PENDING
-        if group.leases >= self.config.lease_attempts:
-            self._drop(group, reason)
-        elif group.pending:
-            heapq.heappush(self._unleased, group.group_id)
+        self.leases.give_back(lease)
+        if lease.group.leases >= self.config.lease_attempts:
+            self._drop(lease.group, reason)
+        elif lease.group.pending:
+            heapq.heappush(self._unleased, lease.group.group_id)
 
     # ------------------------------------------------------------ verification
 
     def assign(self, verifier: str, capacity: int) -> VerifyJob | None:
         """The next job for `verifier`, who holds at most `capacity` jobs. None: not now."""
-        if self.jobs_held(verifier) >= capacity:
+        if self.jobs.held(verifier) >= capacity:
             return None
-        while self._unverified:
-            group_id, index = self._unverified.popleft()
+        for group_id, index in self.jobs.waiting():
             group = self.groups.get(group_id)
             if group is None or group.samples[index].state is not SampleState.VERIFYING:
                 continue
             rollout = group.samples[index].rollout
             assert rollout is not None, "a sample is verifying only after its rollout arrived"
-            job = VerifyJob(
-                job_id=self._next_job,
+            return VerifyJob(
+                job_id=self.jobs.open(verifier, group_id, index).job_id,
                 group_id=group_id,
                 sample_index=index,
                 text=rollout.text,
@@ -455,19 +343,14 @@ class Stream:
                 metadata=group.task.metadata,
                 deadline_seconds=self.config.verify_seconds,
             )
-            self._next_job += 1
-            self.jobs[job.job_id] = RunningJob(job.job_id, verifier, group_id, index)
-            self._judging[verifier] += 1
-            self.changes.state = True  # a job's number never comes again
-            return job
         return None
 
     def verify_done(self, message: VerifyDone) -> None:
         """A verdict has arrived. Void ones are tried again, then the sample is dropped; they never train as 0."""
-        if job := self.jobs.get(message.job_id):
+        if job := self.jobs.running.get(message.job_id):
             if (job.group_id, job.sample) != (message.group_id, message.sample_index):
                 raise InvalidEvent("job_id", f"{job.job_id} is sample {job.sample} of group {job.group_id}")
-            self._end_job(job)
+            self.jobs.end(job)
         group = self.groups.get(message.group_id)
         if group is not None and message.sample_index >= len(group.samples):
             raise InvalidEvent("sample_index", f"{message.sample_index} in a group of {len(group.samples)}")
@@ -482,29 +365,17 @@ class Stream:
             self.counts["void_verdicts"] += 1
             sample.checks += 1
             if sample.checks < self.config.verify_attempts:
-                self._unverified.append((group.group_id, message.sample_index))
+                self.jobs.put(group.group_id, message.sample_index)
                 return
         sample.verdict = verdict
         sample.state = SampleState.VOID if verdict.void else SampleState.SCORED
         if group.finished:
             self._finish(group)
 
-    def oldest_job(self, verifier: str) -> RunningJob | None:
-        """Of the jobs that `verifier` holds the one that it was given first."""
-        if not self._judging[verifier]:
-            return None
-        return next(job for job in self.jobs.values() if job.verifier == verifier)
-
     def checks_of(self, job: RunningJob) -> int:
         """Rewards that a job has to compute at most, one after the other: the names in its expression."""
         group = self.groups.get(job.group_id)
         return max(1, len(NAME.findall(group.task.reward))) if group else 1
-
-    def _end_job(self, job: RunningJob) -> None:
-        del self.jobs[job.job_id]
-        self._judging[job.verifier] -= 1
-        if not self._judging[job.verifier]:
-            del self._judging[job.verifier]
 
     def _finish(self, group: Group) -> None:
         """The last verdict of a group has arrived: it waits for its batch, or makes room for another."""
@@ -535,11 +406,7 @@ class Stream:
 
     def verifier_lost(self, verifier: str) -> list[RunningJob]:
         """The jobs of a verifier that is gone are sent again, first of all."""
-        lost = [job for job in self.jobs.values() if job.verifier == verifier] if self._judging[verifier] else []
-        for job in reversed(lost):
-            self._end_job(job)
-            self._unverified.appendleft((job.group_id, job.sample))
-        return lost
+        return self.jobs.give_back(verifier)
 
     # ------------------------------------------------------------ batches
 
@@ -630,8 +497,7 @@ class Stream:
         self.changes.state = True
 
     def _drop(self, group: Group, reason: str) -> None:
-        for lease_id in tuple(group.lease_ids):
-            self._end_lease(self.leases[lease_id])
+        self.leases.end_all(group)
         del self.groups[group.group_id]
         self.granted -= 1
         self.dropped[reason] += 1
@@ -664,23 +530,10 @@ class Stream:
 
     # ------------------------------------------------------------ what is going on
 
-    def samples_held(self, actor: str) -> int:
-        """Rollouts that `actor` owes."""
-        return self._held[actor]
-
-    def jobs_held(self, verifier: str) -> int:
-        """Verdicts that `verifier` owes."""
-        return self._judging[verifier]
-
     @property
     def ready(self) -> int:
         """Finished groups that wait for the learner."""
         return len(self._ready) + len(self.batches.get(self.version, ()))
-
-    @property
-    def verify_queued(self) -> int:
-        """Rollouts that wait for a verifier with room."""
-        return len(self._unverified)
 
     @property
     def admission_limit(self) -> int:
@@ -700,12 +553,13 @@ class Stream:
             return f"the learner to make step {self.version + 1} anew, of {self.furthest}"
         if self.version in self.batches:
             return f"the learner to train step {self.version + 1}"
-        if self._unverified:
-            return f"verifiers ({len(self._unverified)} rollouts queued)"
-        if self.jobs and not self.leases:
-            return f"{len(self.jobs)} verdicts"
-        if self.leases:
-            return f"{sum(len(lease.samples) for lease in self.leases.values())} rollouts of {len(self.leases)} leases"
+        leases, jobs = self.leases.running, self.jobs.running
+        if self.jobs.queued:
+            return f"verifiers ({self.jobs.queued} rollouts queued)"
+        if jobs and not leases:
+            return f"{len(jobs)} verdicts"
+        if leases:
+            return f"{sum(len(lease.samples) for lease in leases.values())} rollouts of {len(leases)} leases"
         if self._may_grant() and not self.exhausted:
             return "actors with room"
         return "the learner to ask for a batch"

@@ -4,6 +4,7 @@ It knows no mathematics: a theorem counts as proved when its proof is `by rfl`. 
 says by looking at the file, as Lean does: the theorem's statement, `axioms it used`, `sorry`.
 """
 
+import contextlib
 import json
 import re
 import threading
@@ -100,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(BrokenPipeError):  # who asked may have been ended by its deadline
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: tests look at `requests`."""

@@ -146,7 +146,7 @@ class World:
         for lease in list(held):
             for sample in lease.sample_indexes:
                 if self.chance.random() < 0.3:
-                    newest = max(self.stream.fingerprints)
+                    newest = max(self.stream.fingerprints.known)
                     first = self.chance.choice(range(lease.min_version, newest + 1))
                     self.stream.rollout_done(rollout(lease, sample, list(range(first, newest + 1))))
             if self.chance.random() < 0.2:
@@ -210,9 +210,12 @@ def pictured(stream: Stream) -> dict[str, Any]:
             )
             for group in stream.groups.values()
         },
-        "leases": {each.lease_id: (each.actor, each.group_id, sorted(each.samples)) for each in stream.leases.values()},
+        "leases": {
+            each.lease_id: (each.actor, each.group.group_id, sorted(each.samples))
+            for each in stream.leases.running.values()
+        },
         "batches": dict(stream.batches),
-        "fingerprints": dict(stream.fingerprints),
+        "fingerprints": dict(stream.fingerprints.known),
         "ready": list(stream._ready),
         "retired": (set(stream.retirement.retired), copy.deepcopy(stream.retirement.histories)),
     }

@@ -224,9 +224,12 @@ def recorded(stream: Stream) -> list[tuple[str, tuple[Any, ...], Any]]:
 
 def state(stream: Stream) -> dict[str, Any]:
     """All that the events have made of a stream."""
-    fixed = {"config", "seed", "cursor", "retirement", *EVENTS}
-    parts = {"retired": stream.retirement.retired, "histories": stream.retirement.histories}
-    parts |= {name: value for name, value in vars(stream.cursor).items() if name not in ("tasks", "retirement")}
+    fixed = {"config", "seed", "retirement", *EVENTS}
+    parts: dict[str, Any] = {"retired": stream.retirement.retired, "histories": stream.retirement.histories}
+    for name in ("cursor", "leases", "jobs", "fingerprints"):
+        fixed.add(name)
+        own = {key: value for key, value in vars(getattr(stream, name)).items() if key not in ("tasks", "retirement")}
+        parts[name] = own
     return {name: value for name, value in vars(stream).items() if name not in fixed} | parts
 
 

@@ -13,10 +13,11 @@ from stream_world import NumberedTasks, World, fingerprint, finish, judged, new_
 
 from learner.broker import journal as journal_file
 from learner.broker.config import StreamConfig
+from learner.broker.errors import InvalidEvent
 from learner.broker.groups import SampleState
 from learner.broker.journal import Journal, JournalDamaged, JournalFailed
 from learner.broker.retirement import Retirement
-from learner.broker.stream import InvalidEvent, Stream
+from learner.broker.stream import Stream
 from learner.group_ranges import merged
 
 RUN = {"run.seed": 0}
@@ -66,7 +67,7 @@ class MortalWorld(World):
         self.stream = again
         for name, held in self.actors.items():
             self.stream.renew(name, [lease.lease_id for lease in held], self.now)
-        for name in self.stream.lease_holders - self.actors.keys():
+        for name in self.stream.leases.holders - self.actors.keys():
             self.stream.actor_lost(name)
         for held_jobs in self.verifiers.values():
             if self.chance.random() < 0.5:
@@ -187,7 +188,7 @@ def test_leases_rollouts_and_verdicts_outlive_the_broker(path: Path) -> None:
     again = written(path, stream)
     samples = again.groups[0].samples
     assert [each.state for each in samples] == [SampleState.SCORED, SampleState.VERIFYING, SampleState.LEASED]
-    assert again.samples_held("a") == 1
+    assert again.leases.owed("a") == 1
     assert again.groups[0].task.task_id == "0"
     again.renew("a", [lease.lease_id], 5.0)
     assert not again.overdue(5.0)
@@ -461,9 +462,9 @@ def test_fingerprints_are_forgotten_once_no_rollout_can_name_them(path: Path) ->
         while lease := stream.grant("a", 100, 0.0):
             finish(stream, lease)
         train(stream)
-    assert stream.fingerprints.keys() == {19, 20}
-    assert stream.fingerprints[20] == (fingerprint(20),)
-    assert written(path, stream).fingerprints == stream.fingerprints
+    assert stream.fingerprints.known.keys() == {19, 20}
+    assert stream.fingerprints.known[20] == (fingerprint(20),)
+    assert written(path, stream).fingerprints.known == stream.fingerprints.known
 
 
 def test_what_is_left_of_groups_that_are_gone_is_deleted_bit_by_bit_and_read_by_nobody(

@@ -163,13 +163,13 @@ def test_each_lease_and_job_goes_to_the_least_loaded_and_nobody_with_room_is_for
     grant, assign = stream.grant, stream.assign
 
     def room(peer: Peer) -> int:
-        return peer.capacity - stream.samples_held(peer.name)
+        return peer.capacity - stream.leases.owed(peer.name)
 
     def roomy() -> list[Peer]:
         return [peer for peer in members.of("actor") if stream.has_room(peer.name, peer.capacity)]
 
     def idle() -> list[Peer]:
-        return [peer for peer in members.of("verifier") if stream.jobs_held(peer.name) < peer.capacity]
+        return [peer for peer in members.of("verifier") if stream.jobs.held(peer.name) < peer.capacity]
 
     def watched_grant(actor: str, capacity: int, now: float) -> Lease | None:
         best = max(map(room, roomy()))
@@ -179,7 +179,7 @@ def test_each_lease_and_job_goes_to_the_least_loaded_and_nobody_with_room_is_for
         return grant(actor, capacity, now)
 
     def watched_assign(verifier: str, capacity: int) -> VerifyJob | None:
-        assert stream.jobs_held(verifier) == min(stream.jobs_held(peer.name) for peer in idle())
+        assert stream.jobs.held(verifier) == min(stream.jobs.held(peer.name) for peer in idle())
         return assign(verifier, capacity)
 
     monkeypatch.setattr(stream, "grant", watched_grant)
@@ -188,7 +188,7 @@ def test_each_lease_and_job_goes_to_the_least_loaded_and_nobody_with_room_is_for
     for _ in range(400):
         office.turn()
         assert not (stream.leasable and roomy())
-        assert not (stream.verify_queued and idle())
+        assert not (stream.jobs.queued and idle())
     assert stream.version > 0
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from stream_world import NumberedTasks, World, equal_rewards, fingerprint, finish, judged, new_stream, rollout, train
 
 from learner.broker.config import StreamConfig
+from learner.broker.errors import InvalidEvent
 from learner.broker.retirement import Retirement
-from learner.broker.stream import InvalidEvent, Stream
+from learner.broker.stream import Stream
 from learner.group_ranges import merged
 from protocol.messages import GroupRange, Lease, LeaseFailed, VerifyDone
 
@@ -69,7 +70,7 @@ def test_no_token_is_older_than_allowed_and_every_group_ends_once(
     leased = stream.cursor.next_index - stream.counts["tasks_skipped"]
     assert leased == stream.consumed_groups + sum(stream.dropped.values())
     assert stream.granted == stream.consumed_groups
-    assert not stream.leases
+    assert not stream.leases.running
 
 
 def test_admission_stops_at_the_bound_and_moves_with_the_learner() -> None:
@@ -253,7 +254,7 @@ def test_credit_bounds_what_a_peer_holds() -> None:
     while stream.grant("b", 10, 0.0):
         granted += 1
     assert granted == 2
-    assert stream.samples_held("b") == 8
+    assert stream.leases.owed("b") == 8
 
 
 def test_the_same_batch_is_given_again_until_it_is_consumed() -> None:
@@ -403,8 +404,8 @@ def test_a_straggler_is_dropped_and_counted_where_that_is_asked_for() -> None:
     stream, lease_id = straggling("drop")
     assert train(stream) == [2]
     assert dict(stream.dropped) == {"straggler": 1}
-    assert lease_id not in stream.leases
-    assert stream.samples_held("slow") == 0
+    assert lease_id not in stream.leases.running
+    assert stream.leases.owed("slow") == 0
     assert stream.granted == stream.consumed_groups == 2
 
 
@@ -412,12 +413,12 @@ def test_a_straggler_is_trained_late_and_counted_where_that_is_asked_for() -> No
     stream, lease_id = straggling("train")
     assert train(stream) == [2]
     assert not stream.dropped
-    slow = stream.leases[lease_id]
+    slow = stream.leases.running[lease_id]
     for sample in slow.leased:
         lease = Lease(
             lease_id=lease_id,
-            group_id=slow.group_id,
-            task=stream.groups[slow.group_id].task,
+            group_id=slow.group.group_id,
+            task=slow.group.task,
             sample_indexes=slow.leased,
             seeds=(0, 0),
             min_version=0,
