@@ -6,10 +6,8 @@ peer ever knows more than the journal, and a broker that dies and comes back goe
 What unblocks whom is `Stream.waiting_for`.
 """
 
-import heapq
 import json
 import logging
-import socket
 from collections import deque
 from functools import singledispatchmethod
 
@@ -26,7 +24,9 @@ from learner.broker.metrics import BrokerCollector, registry
 from learner.broker.quiet import LAST_WORD
 from learner.broker.rates import Bucket, Strangers, weight
 from learner.broker.retirement import Retirement
+from learner.broker.shares import Shares
 from learner.broker.sizes import largest
+from learner.broker.status import status, targets
 from learner.broker.stream import Stream
 from protocol.clock import Deadline, Ticker, now, pause
 from protocol.messages import (
@@ -67,19 +67,9 @@ RETRY_SECONDS = 1.0  # between two attempts to write a journal that could not be
 TAKEN_HEARTBEATS = 3  # a name is taken while its holder was heard of within so many
 GATHER_HEARTBEATS = 3  # after which every peer that lives has noticed that the broker came back
 MESSAGES_A_TURN = 1000  # drained at most before leases and jobs go out again
-EVERY_ADDRESS = ("0.0.0.0", "[::]")  # of a host, at which none of them can be reached from another
 TOLD_A_TURN = 100  # actors that hear of new weights before the broker listens again
 MANY_MESSAGES = 8  # at once: others are on their way
 GATHER_SECONDS = 0.005  # for which a turn waits for them
-
-SHOWN_COUNTS = (
-    "generated_tokens",
-    "rollouts",
-    "verdicts",
-    "void_verdicts",
-    "resample_limit_reached",
-    "tasks_skipped",
-)
 
 ROLE_OF: dict[type, str] = {  # who may send what; the rest is open to all
     LeaseRequest: "actor",
@@ -106,6 +96,7 @@ class Broker:
         retirement = Retirement(config.task.retire_pass_rate, config.task.retire_after)
         self.stream = Stream(tasks, config.stream, config.run.seed, retirement)
         self.members = Members()
+        self.shares = Shares(self.stream, self.members)
         self.spec = run_spec(config)
         self.manifest: WeightManifest | None = None
         self._untold: deque[bytes] = deque()  # actors that do not know of it yet
@@ -119,7 +110,6 @@ class Broker:
         self._largest = largest(config.sampling.max_tokens)
         self._warnings = Bucket(WARNINGS_PER_SECOND, BURST_SECONDS)
         self._received: dict[bytes, int] = {}  # the last `seq` of each peer in this turn
-        self._roomy: set[str] = set()  # names of all actors with room for a group, and of some without
         self._looked = now()
         self._outgoing: list[tuple[bytes, Message]] = []  # what this turn says once it is in the journal
         self._unwritten = ""  # why the journal cannot be written, in words
@@ -159,9 +149,7 @@ class Broker:
             self._check_progress()
             if self.over is None:
                 self._tell_of_weights()
-                self._grant_leases()
-                self._assign_jobs()
-                self._hand_out_batch()
+                self._hand_out()
             self._write()
             self._speak()
             if self._show.due():
@@ -357,7 +345,7 @@ class Broker:
     @_on.register
     def _(self, message: LeaseRequest, peer: Peer) -> None:
         peer.capacity = message.capacity
-        self._roomy.add(peer.name)
+        self.shares.asked(peer)
 
     @_on.register
     def _(self, message: VerifyRequest, peer: Peer) -> None:
@@ -522,54 +510,12 @@ class Broker:
             assert self.manifest is not None, "there is something to tell"
             self._say(self._untold.popleft(), self.manifest)
 
-    def _grant_leases(self) -> None:
-        """A group at a time to the actor with most room, so that all are equally loaded."""
-        self._roomy |= self.stream.leases.relieved
-        self.stream.leases.relieved.clear()
-        if not self.stream.leasable:
-            return
-        peers = [peer for name in self._roomy if (peer := self.members.named(name)) and peer.hello.role == "actor"]
-        actors = [(-self._room(peer), peer.number, peer) for peer in peers if self._has_room(peer)]
-        heapq.heapify(actors)
-        while actors:
-            _, number, peer = actors[0]
-            if (lease := self.stream.grant(peer.name, self._credit(peer), now())) is None:
-                break  # there is no further group
-            self._say(peer.identity, lease)
-            if self._has_room(peer):
-                heapq.heapreplace(actors, (-self._room(peer), number, peer))
-            else:
-                heapq.heappop(actors)
-        self._roomy = {peer.name for _, _, peer in actors}
-
-    def _room(self, actor: Peer) -> int:
-        return self._credit(actor) - self.stream.leases.owed(actor.name)
-
-    def _credit(self, actor: Peer) -> int:
-        """Rollouts that it may owe: a group at most while it lets leases run out, else it would swallow all."""
-        return min(actor.capacity, self.config.stream.group_size) if actor.overdue else actor.capacity
-
-    def _has_room(self, actor: Peer) -> bool:
-        return self.stream.has_room(actor.name, self._credit(actor))
-
-    def _assign_jobs(self) -> None:
-        """A job at a time to the verifier that holds fewest."""
-        if not self.stream.jobs.queued:
-            return
-        held = [(self.stream.jobs.held(peer.name), peer.number, peer) for peer in self.members.of("verifier")]
-        verifiers = [(jobs, number, peer) for jobs, number, peer in held if jobs < peer.capacity]
-        heapq.heapify(verifiers)
-        while verifiers:
-            jobs, number, peer = verifiers[0]
-            if (job := self.stream.assign(peer.name, peer.capacity)) is None:
-                break  # there is no further rollout
-            self._say(peer.identity, job)
-            if jobs + 1 < peer.capacity:
-                heapq.heapreplace(verifiers, (jobs + 1, number, peer))
-            else:
-                heapq.heappop(verifiers)
-
-    def _hand_out_batch(self) -> None:
+    def _hand_out(self) -> None:
+        """Leases, jobs, and a batch to a learner that waits for one."""
+        for actor, lease in self.shares.leases(now()):
+            self._say(actor.identity, lease)
+        for verifier, job in self.shares.jobs():
+            self._say(verifier.identity, job)
         learner = self.members.learner
         if learner is None or self.batch_wanted is None:
             return
@@ -583,44 +529,11 @@ class Broker:
     # ------------------------------------------------------------ shown
 
     def _publish_status(self) -> None:
-        self.http.show("/status", "application/json", json.dumps(self._status()).encode())
-        self.http.show("/targets", "application/json", json.dumps(self._targets()).encode())
+        here = status(self.spec, self.stream, self.members, self._waiting_for(), now())
+        self.http.show("/status", "application/json", json.dumps(here).encode())
+        found = targets(self.spec, self.members, self.http.address)
+        self.http.show("/targets", "application/json", json.dumps(found).encode())
         self.http.show("/metrics", CONTENT_TYPE_LATEST, generate_latest(self._registry))
-
-    def _status(self) -> dict[str, object]:
-        stream, moment = self.stream, now()
-        return {
-            "run": self.spec.name,
-            "policy_version": stream.version,
-            "waiting_for": self._waiting_for(),
-            "peers": [
-                {
-                    "name": peer.name,
-                    "role": peer.hello.role,
-                    "host": peer.hello.host,
-                    "pid": peer.hello.pid,
-                    "metrics_port": peer.hello.metrics_port,
-                    "waiting_for": peer.heartbeat.waiting_for,
-                    "policy_version": peer.heartbeat.policy_version,
-                    "gauges": peer.heartbeat.gauges,
-                    "silent_seconds": round(moment - peer.last_heard, 3),
-                }
-                for peer in self.members
-            ],
-            "stream": {
-                "leases_running": len(stream.leases.running),
-                "groups_granted": stream.granted,
-                "groups_accepted": stream.consumed_groups + stream.ready,
-                "groups_trained": stream.consumed_groups,
-                "groups_ready": stream.ready,
-                "groups_dropped": dict(stream.dropped),
-                "admission_limit": stream.admission_limit,
-                "verify_queued": stream.jobs.queued,
-                "verify_running": len(stream.jobs.running),
-                "tasks_retired": len(stream.retirement.retired),
-                **{name: stream.counts[name] for name in SHOWN_COUNTS},
-            },
-        }
 
     def _waiting_for(self) -> str:
         if self._unwritten or self._no_learner:
@@ -628,33 +541,12 @@ class Broker:
         missing = [role for role in ("learner", "actor", "verifier") if not self.members.of(role)]
         return f"a first {' and a first '.join(missing)} to join" if missing else self.stream.waiting_for
 
-    def _targets(self) -> list[dict[str, object]]:
-        """Prometheus HTTP service discovery: every live process, this one included."""
-        host, _, port = self.http.address.removeprefix("http://").rpartition(":")
-        own: dict[str, object] = {
-            "targets": [f"{socket.gethostname() if host in EVERY_ADDRESS else host}:{port}"],
-            "labels": _labels("broker", "broker", self.spec),
-        }
-        others: list[dict[str, object]] = [
-            {
-                "targets": [f"{peer.hello.metrics_host or peer.hello.host}:{peer.hello.metrics_port}"],
-                "labels": _labels(peer.hello.role, peer.name, self.spec),
-            }
-            for peer in self.members
-            if peer.hello.metrics_port
-        ]
-        return [own, *others]
-
 
 def _taken(hello: Hello, holder: Peer) -> str:
     where = f"process {holder.hello.pid} on {holder.hello.host}"
     if holder.name == hello.name:
         return f"{hello.name!r} is taken by {where}; choose another name"
     return f"the run has a learner already, {where}"
-
-
-def _labels(role: str, name: str, spec: RunSpec) -> dict[str, str]:
-    return {"job": role, "process": name, "run": spec.name}
 
 
 def run_spec(config: BrokerRoot) -> RunSpec:

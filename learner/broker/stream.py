@@ -61,9 +61,7 @@ class Stream:
         self.groups: dict[int, Group] = {}  # live ones, in lease order
         self.leases = Leases(self.changes)
         self.jobs = Jobs(self.changes)
-        self.batches: dict[
-            int, tuple[int, ...]
-        ] = {}  # version → its groups: handed out, or trained and in no checkpoint
+        self.batches: dict[int, tuple[int, ...]] = {}  # version → groups: handed out, or trained and in no checkpoint
         self.granted = 0  # groups leased since the start and not dropped
         self.consumed_groups = 0
         self.dropped: Counter[str] = Counter()

@@ -67,8 +67,7 @@ class Office:
         """Some peers do something, then the broker hands out what there is."""
         for _ in range(self.chance.randint(0, 6)):
             self.chance.choice([self.join, self.leave, self.ask, self.deliver, self.judge, self.train])()
-        self.broker._grant_leases()
-        self.broker._assign_jobs()
+        self.broker._hand_out()
         self.broker._speak()
         for peer, message in self.post.letters:
             if isinstance(message, Lease):
