@@ -15,6 +15,7 @@ PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 NODE = "OFFBEAT_TEST_NODE"  # which slurmd, and every slurmstepd that it starts, has in its environment
 CPUS = 8
 SECONDS = 60.0  # within which daemons start and end
+REQUEUED_SECONDS = 2.0  # that a requeued job waits at least
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -83,6 +84,7 @@ class SlurmCluster:
         self.configuration = folder / "slurm.conf"
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration), "PATH": _path()}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._requeued: dict[str, float] = {}  # jobs that wait to begin again, and since when
 
     def __enter__(self) -> "SlurmCluster":
         for name in ("munge", "state", "spool"):
@@ -166,10 +168,15 @@ class SlurmCluster:
         return done.stdout
 
     def hurry(self) -> None:
-        """Let requeued jobs start now, and not two minutes later."""
-        for line in self.ask("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines():
-            number, reason = line.split(" ", 1)
-            if reason == "BeginTime":
+        """Let requeued jobs start soon, and not two minutes later.
+
+        Not at once: a node refuses to start what it ended in the same second, and Slurm then gives the job up.
+        """
+        lines = self.ask("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines()
+        waiting = {number for number, reason in (line.split(" ", 1) for line in lines) if reason == "BeginTime"}
+        self._requeued = {number: self._requeued.get(number, time.monotonic()) for number in waiting}
+        for number, since in self._requeued.items():
+            if time.monotonic() - since >= REQUEUED_SECONDS:
                 subprocess.run(
                     ["scontrol", "update", f"jobid={number}", "StartTime=now"],
                     env=self.environment,
