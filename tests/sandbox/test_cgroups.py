@@ -88,13 +88,20 @@ def test_a_controller_that_is_not_handed_down_is_named(second_version: Path) -> 
 
 
 def test_what_a_killed_keeper_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
-    dead, living = tmp_path / "offbeat-dead", tmp_path / "offbeat-living"
-    for folder in (dead, living):
-        (folder / "0").mkdir(parents=True)
-        (folder / "1").mkdir()
-    lock = os.open(living, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    for folder in (dead, living):
-        cgroups._sweep(folder)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["offbeat-living"]
-    os.close(lock)
+    """Also in the group beside, where the job before ran; not in those of others further off."""
+    job, before, deeper = tmp_path / "job", tmp_path / "before", tmp_path / "before" / "deeper"
+    for parent in (job, before, deeper):
+        for name in ("offbeat-dead", "offbeat-living"):
+            (parent / name / "0").mkdir(parents=True)
+            (parent / name / "1").mkdir()
+    locks = [os.open(parent / "offbeat-living", os.O_RDONLY | os.O_DIRECTORY) for parent in (job, before)]
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    groups = cgroups.Groups([])
+    cgroups._folder(job, "offbeat-mine", groups)
+    assert sorted(path.name for path in job.iterdir()) == ["offbeat-living", "offbeat-mine"]
+    assert sorted(path.name for path in before.iterdir()) == ["deeper", "offbeat-living"]
+    assert sorted(path.name for path in deeper.iterdir()) == ["offbeat-dead", "offbeat-living"]
+    groups.remove()
+    for lock in locks:
+        os.close(lock)

@@ -1,6 +1,5 @@
 """What a run says of itself, and that nothing is left of it."""
 
-import fcntl
 import os
 import select
 import signal
@@ -207,6 +206,15 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+def groups_of(sandbox: Sandbox) -> list[Path]:
+    """The folders of control groups that its keeper holds locked."""
+    bounded = {"memory_cgroup", "pids_cgroup"} - set(sandbox.walls.missing)
+    held = [Path(os.readlink(entry)) for entry in Path(f"/proc/{sandbox._kept.pid}/fd").iterdir()]
+    groups = [path for path in held if path.name.startswith(PREFIX)]
+    assert bool(groups) == bool(bounded)
+    return groups
+
+
 def test_a_killed_zygote_costs_its_runs_and_another_takes_over() -> None:
     with Sandbox() as sandbox:
         assert sandbox.run(Program(source="print(1)")).ok
@@ -224,6 +232,7 @@ def test_a_killed_keeper_takes_all_along_and_another_cleans_up() -> None:
         sandbox.walls  # noqa: B018 it stands
         keeper = sandbox._kept.pid
         (zygote,) = children(keeper)
+        groups = groups_of(sandbox)
         os.kill(keeper, signal.SIGKILL)
         limit = Deadline(5.0)
         while Path(f"/proc/{zygote}").exists():
@@ -231,7 +240,8 @@ def test_a_killed_keeper_takes_all_along_and_another_cleans_up() -> None:
             time.sleep(0.02)
         sandbox.turn()
         assert sandbox.run(Program(source="print(2)")).stdout == b"2\n"
-    assert left_groups() == []
+        groups += groups_of(sandbox)
+    assert [path for path in groups if path.exists()] == []
 
 
 def test_nothing_outlives_an_owner_that_is_killed() -> None:
@@ -253,24 +263,6 @@ def test_nothing_outlives_an_owner_that_is_killed() -> None:
         time.sleep(0.02)
 
 
-def left_groups() -> list[Path]:
-    """Control groups whose keeper is gone; those of other tests' sandboxes are locked."""
-    left = []
-    for path in Path("/sys/fs/cgroup").rglob(PREFIX + "*"):
-        try:
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue  # gone meanwhile, or a file
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.append(path)
-        except OSError:
-            continue
-        finally:
-            os.close(lock)
-    return [path for path in left if path.exists()]
-
-
 def test_nothing_is_left_of_a_sandbox() -> None:
     """No process, descriptor, mount, control group or file, after all kinds of ends."""
 
@@ -280,14 +272,16 @@ def test_nothing_is_left_of_a_sandbox() -> None:
             "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if " /tmp " in line],
             "children": children(os.getpid()),
             "folders": sorted(path.name for path in Path("/tmp").glob("offbeat*")),
-            "groups": left_groups(),
+            "groups": [path for path in groups if path.exists()],
         }
 
     with Sandbox(slots=1):
         pass  # what is imported at first use is not a leak
+    groups: list[Path] = []
     before = found()
     for _ in range(3):
         with Sandbox(slots=2) as sandbox:
+            groups += groups_of(sandbox)
             for source in ("print(1)", "1/0", "import os; os.abort()", "while True: pass"):
                 sandbox.run(Program(source=source, limits=Limits(cpu_seconds=0.1, wall_seconds=0.5)))
             sandbox.start(Program(source="while True: pass")).close()

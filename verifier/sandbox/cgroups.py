@@ -2,7 +2,7 @@
 
 One group a slot, made when the zygote starts and used again and again: a group that is removed lingers in the kernel
 until its last page is gone. All groups of a zygote lie in one folder, which is locked while its keeper lives; whoever
-finds one unlocked removes it.
+finds one unlocked, in its own group or in one beside it (that of the job or container before), removes it.
 """
 
 import errno
@@ -141,7 +141,7 @@ def make(slots: int, controllers: Collection[str] = CONTROLLERS) -> Groups:
 
 
 def _folder(parent: Path, name: str, groups: Groups) -> Path:
-    for left in parent.glob(PREFIX + "*"):
+    for left in (*parent.glob(PREFIX + "*"), *parent.parent.glob(f"*/{PREFIX}*")):
         _sweep(left)
     folder = parent / name
     lock = _locked(folder)
