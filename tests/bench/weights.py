@@ -1,7 +1,7 @@
 """Weight versions, measured: how much changes in a step and what a delta comes to, and how fast each way is.
 
     python -m tests.bench.weights training --cold-start runs/quickstart/cold_start/model
-    python -m tests.bench.weights ways --sizes 0.1 0.5 2 --receivers 1 4 8
+    python -m tests.bench.weights ways --sizes 0.1 0.5 2 6 8 --receivers 1 4 8 --versions 6 --memory 18.5
 
 Every figure stands beside its limit, measured in the same run on the same machine.
 """

@@ -6,6 +6,7 @@ Two ways to fill a disk: a small tmpfs, where this user may mount one, and the k
 import os
 import resource
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,19 @@ from learner.broker.config import JOURNAL
 DISK = "8m"
 
 
-class Disk:
+class Disk(ABC):
     """Where the files of a test lie, and a way to leave no room for what one process writes there."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    @abstractmethod
     def fill(self, run: Run, name: str) -> None:
-        raise NotImplementedError
+        """Leave no room for what the process `name` writes."""
 
+    @abstractmethod
     def free(self, run: Run, name: str) -> None:
-        raise NotImplementedError
+        """Make room again."""
 
 
 class SmallDisk(Disk):

@@ -110,7 +110,11 @@ def test_an_actor_that_was_stopped_for_longer_than_a_broker_may_be_away_comes_ba
         time.sleep(2.5)
         run.signal("actor-0", signal.SIGCONT)
         run.until(lambda: "actor-0" in peers(run), "it is back")
+        run.signal("actor-1", signal.SIGSTOP)
+        run.until_it_trains(5, "it works again")
+        run.signal("actor-1", signal.SIGCONT)
         run.finish()
+        audit(run)
 
 
 def test_a_run_without_actors_waits_and_says_for_whom(run: Run) -> None:

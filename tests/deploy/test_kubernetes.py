@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from exported import exported
@@ -63,7 +64,6 @@ def test_every_file_is_applied_or_an_example() -> None:
 
 @pytest.mark.parametrize("name", [*kustomization()["resources"], "autoscaling/hpa.yaml"])
 def test_manifests_follow_the_schemas_of_kubernetes(name: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for manifest in documents(HERE / name):
         kubernetes_validate.validate(manifest, VERSION, strict=True)
 

@@ -123,7 +123,6 @@ def test_nothing_is_wrong_with_a_run_that_goes_well(watched: Any) -> None:
 
 
 def test_tensorboard_has_every_step_that_the_record_has(watched: Any) -> None:
-    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     cluster, _, _ = watched
     program = (
         "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as Events;"

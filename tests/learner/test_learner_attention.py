@@ -171,7 +171,9 @@ def test_what_attention_lacks_is_refused_by_name(keywords: dict[str, Any], messa
 def test_keywords_that_ask_nothing_are_let_through() -> None:
     states = random_states(5, 4, 1)
     asked: dict[str, Any] = {"softcap": None, "position_ids": torch.zeros(1, 5), "use_cache": False, "is_causal": True}
-    packed_attention(module(), *states, None, packing=pack([2, 3], CPU), **asked)
+    found, _ = packed_attention(module(), *states, None, packing=pack([2, 3], CPU), **asked)
+    plain, _ = packed_attention(module(), *states, None, packing=pack([2, 3], CPU))
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
 
 
 def test_a_window_that_the_model_keeps_to_itself_is_refused_where_it_would_count() -> None:

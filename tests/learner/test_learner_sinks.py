@@ -96,7 +96,6 @@ def test_an_unknown_mode_of_wandb_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of the package's own
 def test_tensorboard_holds_the_steps_and_a_resumed_run_replaces_those_that_came_again(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for version, steps in ((0, (1, 2, 3)), (2, (3, 4))):
@@ -112,7 +111,6 @@ def test_tensorboard_holds_the_steps_and_a_resumed_run_replaces_those_that_came_
 
 
 def test_wandb_offline_holds_the_steps_under_one_id_and_no_path_of_a_key(tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="needs the extra wandb")
     program = f"""
 from pathlib import Path
 from learner.sinks import open_sinks

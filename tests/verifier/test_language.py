@@ -5,8 +5,6 @@ import pytest
 from verifier.rewards.language import language_reward, load, thinking
 from verifier.rewards.score import BadAnswer, BadTask
 
-pytest.importorskip("lingua", reason="needs pip install 'offbeat[language]'")
-
 TEXTS = {
     "en": "Let us compute the sum of the two numbers first. We carry the one. So the result is 42. "
     "Wait, that is wrong; let me check it again. Yes, the answer must be 17, because the remainder is zero.",

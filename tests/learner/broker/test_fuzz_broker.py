@@ -15,7 +15,7 @@ from typing import Any
 
 import attack
 import pytest
-from test_service import completion, manifest
+from running_broker import completion, manifest
 
 from protocol.clock import Deadline
 from protocol.messages import (

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import msgpack
 import pytest
 import zmq
-from test_service import Running, manifest
+from running_broker import Running, manifest
 
 from learner.broker import http, rates
 from learner.broker.quiet import Quiet
@@ -36,13 +35,6 @@ from protocol.security import load, make
 from protocol.sockets import Dealer
 
 QUICK = 10.0  # for what must happen
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    broker = Running(tmp_path)
-    yield broker
-    broker.close()
 
 
 def hello(name: str, session: str, role: Any = "actor") -> Hello:
