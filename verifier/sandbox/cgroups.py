@@ -141,7 +141,7 @@ def make(slots: int, controllers: Collection[str] = CONTROLLERS) -> Groups:
 
 
 def _folder(parent: Path, name: str, groups: Groups) -> Path:
-    for left in (*parent.glob(PREFIX + "*"), *parent.parent.glob(f"*/{PREFIX}*")):
+    for left in parent.parent.glob(f"*/{PREFIX}*"):
         _sweep(left)
     folder = parent / name
     lock = _locked(folder)
